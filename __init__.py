@@ -1,0 +1,1 @@
+"""llmcluster: a Gymnasium environment over a simulator of a multi-GPU LLM-serving cluster."""

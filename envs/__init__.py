@@ -1,0 +1,1 @@
+"""Gymnasium: observation, action, reward, scenarios and rendering."""

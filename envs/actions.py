@@ -1,0 +1,38 @@
+"""The typed action under every encoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROUTERS = ("round-robin", "least-outstanding")
+
+KEEP, SLEEP, OFF, SERVE = 0, 1, 2, 3
+"""Life-cycle targets of a slot; ``SERVE + m`` serves model m. A target stays until another one is given."""
+
+NOWHERE = -1
+
+
+@dataclass(frozen=True, eq=False)
+class ClusterAction:
+    """What an agent decides in one tick, for R slots. ``None`` leaves things as they are.
+
+    Attributes:
+        router: How requests are shared out: ``round-robin`` (smooth, weighted) or ``least-outstanding`` (per weight).
+            On real hardware: the gateway's policy.
+        route_weight: Weight of each slot in [0, 1], (R,). On real hardware: the gateway's weights.
+        cap_w: Power limit of each slot, watts (R,), all its GPUs together. On real hardware: NVML's power limit.
+        clock_ratio: Highest clock of each slot relative to the GPU's own, (R,). On real hardware: NVML's locked clocks.
+        lifecycle: Target of each slot (R,): KEEP, SLEEP, OFF, or SERVE + model. On real hardware: vLLM's sleep and wake,
+            and a launcher.
+        place: Slot for the first pending instance, or NOWHERE. On real hardware: the launcher's choice of GPUs.
+    """
+
+    router: str | None = None
+    route_weight: NDArray[np.float64] | None = None
+    cap_w: NDArray[np.float64] | None = None
+    clock_ratio: NDArray[np.float64] | None = None
+    lifecycle: NDArray[np.int64] | None = None
+    place: int = NOWHERE

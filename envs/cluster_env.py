@@ -1,0 +1,192 @@
+"""The environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..forecaster import make_forecaster
+from ..simulator.cluster import Blueprint
+from ..simulator.errors import InputError
+from ..simulator.workload.spec import WorkloadSpec, generate
+from ..simulator.workload.table import RequestTable
+from .codec import ActionCodec
+from .observation import Observation, ObservationBuilder
+from .plant import SimulatedPlant, fleet_of
+from .rendering import draw_ansi, draw_rgb
+from .reward import reward_terms
+from .scenario import Scenario, load_scenario
+
+
+class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
+    """A cluster of GPUs that serves language models: how to use as little power as will do.
+
+    ## Description
+    Requests with prompts and outputs of measured lengths arrive at a gateway and are routed to slots: groups of GPUs
+    that hold one model instance each, with continuous batching and a paged KV cache. Every tick the agent sets routing
+    weights, power caps and the life of each instance. Loading and waking take tens of seconds, traffic swings, and the
+    site's power budget moves.
+
+    ## Observation
+    A flat Dict of float32 Boxes in [-10, 10]; names, units and scales are in ``env.unwrapped.observations``.
+
+    | key | shape | meaning |
+    |---|---|---|
+    | ``slots`` | (R, F) | state, load, metered power, temperature, … of each slot |
+    | ``cluster`` | (C,) | traffic, SLO attainment, power, the budget now and announced 30 s and 60 s ahead |
+    | ``forecast`` | (R + 1, 12) | power in 30 s and 60 s and its mean until then, quantiles 0.1, 0.5, 0.9, relative to TDP; last row: all |
+
+    ## Action
+    ``MultiDiscrete`` (default): one head per slot and group, group by group in the order ``route``, ``cap``, ``clock``,
+    ``lifecycle``, then the router and the slot for a pending instance, as far as the scenario switches them on.
+    ``encoding="box"``: the same heads as numbers in [-1, 1]. ``action_masks()`` says what is open. Life-cycle levels are
+    targets: 0 keep the last one, 1 sleep, 2 off, 3 + m serve model m.
+
+    ## Reward
+    The sum of ``info["reward_terms"]``: energy (cost), output tokens of requests that met their SLO, SLO misses (cost),
+    overshoot of the budget (cost) and pending instances (cost), each about 1 at full load times its weight.
+    ``info["cost"]`` is the constraint cost: overshoot of the budget plus missed requests, without weights.
+
+    ## Episode
+    Starts as the scenario says; never terminates; is truncated after ``horizon_s``.
+
+    Args:
+        scenario: A name, the path of a TOML file, a dict of the same content, or a :class:`Scenario`.
+        workload: Replaces the scenario's workload: the path of a trace, or a dict like the scenario's.
+        encoding: ``discrete`` or ``box``.
+        forecaster: Replaces the scenario's forecaster: ``none`` or ``persistence``.
+        render_mode: ``rgb_array``, ``ansi`` or ``None``.
+
+    Raises:
+        InputError: An argument or the scenario does not hold.
+    """
+
+    metadata = {"render_modes": ["rgb_array", "ansi"], "render_fps": 5}  # noqa: RUF012 - Gymnasium's own signature
+
+    def __init__(
+        self,
+        scenario: str | Path | dict[str, Any] | Scenario = "default",
+        *,
+        workload: str | Path | dict[str, Any] | WorkloadSpec | None = None,
+        encoding: str = "discrete",
+        forecaster: str | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise InputError("render_mode", f"'{render_mode}' is unknown", "Use 'rgb_array' or 'ansi'")
+        self.scenario = _with_workload(load_scenario(scenario), workload)
+        self.blueprint = Blueprint.of(self.scenario.cluster)
+        self.fleet = fleet_of(self.blueprint)
+        self.codec = ActionCodec(self.fleet, self.scenario.actions.groups, self.scenario.actions.levels, encoding)
+        reward = self.scenario.reward
+        self.observations = ObservationBuilder(self.fleet, reward.requests_per_s, TOKENS_PER_S)
+        self.observation_space = self.observations.space()
+        self.action_space = self.codec.space()
+        self.render_mode = render_mode
+        try:
+            self.forecaster = make_forecaster(forecaster or self.scenario.forecaster)
+        except ValueError as fault:
+            raise InputError("forecaster", str(fault), "See the documentation of LLMClusterEnv") from fault
+        self.plant: SimulatedPlant | None = None
+        self._tdp_w = float(self.fleet.cap_max_w.sum())
+        self._ticks = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Starts an episode.
+
+        Args:
+            seed: Seeds everything that is random from here on.
+            options: ``{"requests": RequestTable}`` plays just these requests.
+
+        Returns:
+            Observation and info.
+        """
+        super().reset(seed=seed)
+        workload_rng, plant_rng = self.np_random.spawn(2)
+        requests = (options or {}).get("requests")
+        if requests is None:
+            scenario = self.scenario
+            requests = generate(
+                scenario.workload,
+                scenario.horizon_s,
+                workload_rng,
+                self.blueprint.models,
+                tuple(scenario.slo),
+                scenario.folder,
+            )
+        elif not isinstance(requests, RequestTable):
+            raise InputError("options['requests']", f"is a {type(requests).__name__}", "Give a RequestTable")
+        self.plant = SimulatedPlant(self.scenario, self.blueprint, self.fleet, requests, plant_rng)
+        self.forecaster.reset(len(self.fleet) + 1)
+        self._ticks = 0
+        observation = self._observe(self.plant)
+        return observation, {"action_mask": self.action_masks(), "time_s": 0.0}
+
+    def step(self, action: ArrayLike) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Carries the action out and runs one tick.
+
+        Args:
+            action: An element of ``action_space``.
+
+        Returns:
+            Observation, reward, terminated (never), truncated (at the horizon) and info with ``reward_terms``, ``cost``,
+            ``action_mask``, ``time_s`` and readings of the tick.
+        """
+        if self.plant is None:
+            raise gym.error.ResetNeeded("Call env.reset() before env.step().")
+        self.plant.apply(self.codec.decode(action))
+        outcome = self.plant.advance()
+        observation = self._observe(self.plant)
+        terms = reward_terms(outcome, self.scenario, self._tdp_w)
+        self._ticks += 1
+        misses = outcome.misses + outcome.overdue
+        info = {
+            "reward_terms": terms,
+            "cost": outcome.over_budget_j / (self._tdp_w * self.scenario.tick_s) + misses / max(outcome.left, 1),
+            "action_mask": self.action_masks(),
+            "time_s": float(self._ticks * self.scenario.tick_s),
+            "energy_j": outcome.energy_j,
+            "good_tokens": outcome.good_tokens,
+            "slo_misses": misses,
+            "over_budget_j": outcome.over_budget_j,
+        }
+        return observation, float(sum(terms.values())), False, self._ticks >= self.scenario.ticks, info
+
+    def _observe(self, plant: SimulatedPlant) -> Observation:
+        self.telemetry = telemetry = plant.read()
+        power_w = telemetry.power_w
+        forecast_w = self.forecaster.update(np.column_stack([power_w, power_w.sum(axis=1)]))
+        return self.observations.build(telemetry, forecast_w)
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Which options of which head are open, flat over the heads; what sb3-contrib's MaskablePPO asks for."""
+        if self.plant is None:
+            raise gym.error.ResetNeeded("Call env.reset() before env.action_masks().")
+        return self.codec.masks(self.telemetry)
+
+    def render(self) -> Any:
+        """A picture (H, W, 3) uint8, or a text table, of the tick that has just ended."""
+        if self.plant is None or self.render_mode is None:
+            return None
+        draw = draw_rgb if self.render_mode == "rgb_array" else draw_ansi
+        return draw(self.fleet, self.telemetry, self.plant)
+
+
+TOKENS_PER_S = 10_000.0
+"""Token rate of one slot that an observation shows as 1."""
+
+
+def _with_workload(scenario: Scenario, workload: str | Path | dict[str, Any] | WorkloadSpec | None) -> Scenario:
+    if workload is None:
+        return scenario
+    if isinstance(workload, str | Path):
+        workload = {"file": str(Path(workload).absolute()), "start_s": "random", "repeat": True}
+    if not isinstance(workload, dict):
+        return scenario.model_copy(update={"workload": workload})
+    return load_scenario({**scenario.model_dump(), "workload": workload, "folder": scenario.folder})

@@ -1,0 +1,201 @@
+"""Encodings of the action: MultiDiscrete with masks, and Box; both decode to a ``ClusterAction``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..simulator.errors import InputError
+from .actions import NOWHERE, ROUTERS, SERVE, ClusterAction
+from .telemetry import Fleet, Telemetry
+
+Group = Literal["route", "cap", "clock", "lifecycle", "place"]
+Encoding = Literal["discrete", "box"]
+SLOT_GROUPS: tuple[Group, ...] = ("route", "cap", "clock", "lifecycle")
+LOWEST_CLOCK = 0.4
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things are in an encoded action: first the per-slot heads, group by group, then the cluster's own.
+
+    Attributes:
+        slots: Number of slots R.
+        levels: Levels of every per-slot head.
+        slot_groups: Groups with one head per slot, in order.
+        cluster_heads: Names and sizes of the remaining heads.
+    """
+
+    slots: int
+    levels: int
+    slot_groups: tuple[Group, ...]
+    cluster_heads: tuple[tuple[str, int], ...]
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Options of each head."""
+        heads = [self.levels] * (self.slots * len(self.slot_groups)) + [size for _, size in self.cluster_heads]
+        return np.array(heads, np.int64)
+
+
+class ActionCodec:
+    """Translates between encoded actions and :class:`ClusterAction`.
+
+    Args:
+        fleet: The slots.
+        groups: Groups that are switched on.
+        levels: Levels of route, cap and clock; the per-slot heads have more if the models need them.
+        encoding: ``discrete`` (MultiDiscrete) or ``box`` (every head in [-1, 1]).
+
+    Raises:
+        InputError: A group is unknown, none is on, or there are fewer than two levels.
+    """
+
+    def __init__(self, fleet: Fleet, groups: tuple[str, ...], levels: int = 5, encoding: str = "discrete") -> None:
+        known = (*SLOT_GROUPS, "place")
+        unknown = [g for g in groups if g not in known]
+        if unknown or not groups:
+            raise InputError("actions.groups", f"{unknown or 'nothing'} given", f"Choose from {', '.join(known)}")
+        if levels < 2:
+            raise InputError("actions.levels", f"{levels} level leaves no choice", "Give at least 2")
+        if encoding not in ("discrete", "box"):
+            raise InputError("encoding", f"'{encoding}' is unknown", "Use 'discrete' or 'box'")
+        self.fleet, self.encoding, self.steps = fleet, encoding, levels
+        self.groups = groups
+        slot_groups = tuple(g for g in SLOT_GROUPS if g in groups)
+        cluster = [("router", len(ROUTERS))] if "route" in groups else []
+        cluster += [("place", len(fleet) + 1)] if "place" in groups else []
+        self._lifecycle = SERVE + len(fleet.models)
+        width = max(levels, self._lifecycle) if "lifecycle" in groups else levels
+        self.layout = Layout(len(fleet), width, slot_groups, tuple(cluster))
+        self._sizes = self.layout.sizes
+        self._offsets = np.concatenate([[0], np.cumsum(self._sizes)])
+        self._fixed_mask = self._build_fixed_mask()
+
+    def space(self) -> gym.spaces.MultiDiscrete | gym.spaces.Box:
+        """The Gymnasium space."""
+        if self.encoding == "discrete":
+            return gym.spaces.MultiDiscrete(self._sizes)
+        return gym.spaces.Box(-1.0, 1.0, (len(self._sizes),), np.float32)
+
+    def level_values(self, group: Group) -> NDArray[np.float64]:
+        """Values of the levels of ``route`` or ``clock`` (dimensionless), or of ``cap`` (share of the range)."""
+        low = LOWEST_CLOCK if group == "clock" else 0.0
+        return np.linspace(low, 1.0, self.steps)
+
+    def decode(self, action: ArrayLike) -> ClusterAction:
+        """Decodes an action of the space.
+
+        Args:
+            action: (heads,), integers or, for a Box, numbers; values beyond the ends are clipped.
+
+        Returns:
+            The typed action.
+
+        Raises:
+            ValueError: The shape is wrong.
+        """
+        array = np.asarray(action)
+        if array.shape != self._sizes.shape:
+            raise ValueError(f"an action has shape {self._sizes.shape}, not {array.shape}; see env.action_space")
+        size = len(self.fleet)
+        split = size * len(self.layout.slot_groups)
+        per_slot = array[:split].reshape(-1, size)
+        fields: dict[str, object] = {}
+        for group, values in zip(self.layout.slot_groups, per_slot, strict=True):
+            if group == "lifecycle":
+                chosen = self._option(values, self._lifecycle)
+                serve = np.clip(chosen - SERVE, 0, None)
+                fits = self.fleet.fits[np.arange(size), serve] | (chosen < SERVE)
+                fields["lifecycle"] = np.where(fits, chosen, 0)
+                continue
+            share = self._share(values)
+            if group == "route":
+                fields["route_weight"] = share
+            elif group == "cap":
+                fields["cap_w"] = self.fleet.cap_min_w + share * (self.fleet.cap_max_w - self.fleet.cap_min_w)
+            else:
+                fields["clock_ratio"] = LOWEST_CLOCK + share * (1.0 - LOWEST_CLOCK)
+        for (name, options), value in zip(self.layout.cluster_heads, array[split:], strict=True):
+            option = int(self._option(value, options))
+            if name == "router":
+                fields["router"] = ROUTERS[option]
+            else:
+                fields["place"] = option - 1 if option else NOWHERE
+        return ClusterAction(**fields)  # type: ignore[arg-type]
+
+    def _share(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self.encoding == "box":
+            return np.clip((values.astype(np.float64) + 1) / 2, 0.0, 1.0)
+        return np.clip(values, 0, self.steps - 1) / (self.steps - 1)
+
+    def _option(self, values: NDArray[np.float64], options: int) -> NDArray[np.int64]:
+        if self.encoding == "box":
+            values = np.floor((np.asarray(values, np.float64) + 1) / 2 * options)
+        return np.clip(values, 0, options - 1).astype(np.int64)
+
+    def encode(self, action: ClusterAction) -> NDArray[np.int64] | NDArray[np.float32]:
+        """The action of the space that is nearest to ``action``; fields of groups that are off are left out."""
+        heads: list[NDArray[np.float64]] = []
+        size = len(self.fleet)
+        nothing = np.zeros(size)
+        for group in self.layout.slot_groups:
+            if group == "lifecycle":
+                chosen = nothing if action.lifecycle is None else action.lifecycle
+                heads.append(self._from_option(chosen, self._lifecycle))
+            elif group == "route":
+                heads.append(self._from_share(np.ones(size) if action.route_weight is None else action.route_weight))
+            elif group == "cap":
+                span = self.fleet.cap_max_w - self.fleet.cap_min_w
+                given = self.fleet.cap_max_w if action.cap_w is None else action.cap_w
+                heads.append(self._from_share((given - self.fleet.cap_min_w) / span))
+            else:
+                ratio = np.ones(size) if action.clock_ratio is None else action.clock_ratio
+                heads.append(self._from_share((ratio - LOWEST_CLOCK) / (1 - LOWEST_CLOCK)))
+        for name, options in self.layout.cluster_heads:
+            option = ROUTERS.index(action.router or ROUTERS[0]) if name == "router" else action.place + 1
+            heads.append(self._from_option(np.array([option], np.float64), options))
+        flat = np.concatenate(heads)
+        return flat.astype(np.float32) if self.encoding == "box" else flat.astype(np.int64)
+
+    def _from_share(self, share: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self.encoding == "box":
+            return np.clip(share, 0, 1) * 2 - 1
+        return np.rint(np.clip(share, 0, 1) * (self.steps - 1))
+
+    def _from_option(self, option: NDArray[np.float64], options: int) -> NDArray[np.float64]:
+        return (option + 0.5) / options * 2 - 1 if self.encoding == "box" else option
+
+    def masks(self, telemetry: Telemetry) -> NDArray[np.bool_]:
+        """Which options of which head are open, flat over the heads, as sb3-contrib wants it; a fresh array."""
+        mask = self._fixed_mask.copy()
+        for h, (name, _) in enumerate(self.layout.cluster_heads, len(self._sizes) - len(self.layout.cluster_heads)):
+            if name == "place":
+                mask[self._offsets[h] + 1 : self._offsets[h + 1]] = self._places(telemetry)
+        return mask
+
+    def _places(self, telemetry: Telemetry) -> NDArray[np.bool_]:
+        if telemetry.pending_model < 0:
+            return np.zeros(len(self.fleet), bool)
+        free = (telemetry.status == 0) | (telemetry.status == 4)
+        return free & self.fleet.fits[:, telemetry.pending_model]
+
+    def _build_fixed_mask(self) -> NDArray[np.bool_]:
+        """Everything that does not change: padding of the shorter heads, models that do not fit."""
+        open_levels: dict[str, Callable[[int], NDArray[np.bool_]]] = {
+            "lifecycle": lambda r: np.concatenate([np.ones(SERVE, bool), self.fleet.fits[r]]),
+        }
+        rows = []
+        for group in self.layout.slot_groups:
+            for r in range(len(self.fleet)):
+                row = np.zeros(self.layout.levels, bool)
+                levels = open_levels[group](r) if group in open_levels else np.ones(self.steps, bool)
+                row[: len(levels)] = levels
+                rows.append(row)
+        rows += [np.ones(size, bool) for _, size in self.layout.cluster_heads]
+        return np.concatenate(rows)

@@ -1,0 +1,145 @@
+"""Scenarios: the whole of a problem as one TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..simulator.errors import InputError
+from ..simulator.topology import ClusterSpec
+from ..simulator.workload.spec import WorkloadSpec
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SloSpec(_Spec):
+    """A request meets its SLO if both hold."""
+
+    ttft_s: float = Field(default=2.0, gt=0, description="Time to first token at most, seconds.")
+    tpot_s: float = Field(default=0.05, gt=0, description="Mean time per output token after the first at most, seconds.")
+
+
+class BudgetSpec(_Spec):
+    """The site's GPU power budget, which moves: it holds a level for a while, then ramps to another."""
+
+    levels: tuple[float, ...] = Field(default=(1.0,), min_length=1, description="Shares of the sum of all TDPs.")
+    mean_hold_s: float = Field(default=300.0, gt=0)
+    ramp_s: float = Field(default=60.0, gt=0)
+
+
+class InstancesSpec(_Spec):
+    """Instances that ask for a slot while the run goes on; the `place` action gives them one."""
+
+    model: str
+    mean_interval_s: float = Field(gt=0, description="Mean time between requests, exponentially distributed.")
+
+
+class ActionSpec(_Spec):
+    """What an agent may decide."""
+
+    groups: tuple[Literal["route", "cap", "clock", "lifecycle", "place"], ...] = ("route", "cap", "lifecycle")
+    levels: int = Field(default=5, ge=2, le=101)
+
+
+class RewardSpec(_Spec):
+    """Weights of the reward's terms; each term is about 1 at full load."""
+
+    energy: float = Field(default=1.0, ge=0, description="Energy of the tick, relative to all GPUs at TDP.")
+    tokens: float = Field(default=1.0, ge=0, description="Output tokens of requests that met their SLO.")
+    slo: float = Field(default=1.0, ge=0, description="Requests that missed their SLO.")
+    budget: float = Field(default=5.0, ge=0, description="Mean overshoot of the budget, relative to all TDPs.")
+    pending: float = Field(default=0.1, ge=0, description="Instances that wait for a slot.")
+    requests_per_s: float = Field(default=10.0, gt=0, description="Rate at which `tokens` and `slo` are about 1.")
+    tokens_per_request: float = Field(default=200.0, gt=0)
+
+
+class Scenario(_Spec):
+    """A problem: cluster, workload, limits, objectives, actions and time."""
+
+    name: str = "unnamed"
+    description: str = ""
+    tick_s: int = Field(default=10, ge=1, le=60, description="Time between decisions, seconds.")
+    horizon_s: int = Field(default=1800, ge=1, description="Length of an episode, seconds.")
+    cluster: ClusterSpec
+    workload: WorkloadSpec
+    slo: dict[str, SloSpec] = Field(default={"default": SloSpec()}, min_length=1)
+    budget: BudgetSpec = BudgetSpec()
+    instances: tuple[InstancesSpec, ...] = ()
+    actions: ActionSpec = ActionSpec()
+    reward: RewardSpec = RewardSpec()
+    forecaster: str = "persistence"
+    folder: Path = Field(default=Path(), exclude=True, description="Where relative paths of the file start.")
+
+    @model_validator(mode="after")
+    def _ticks_fill_the_horizon(self) -> Scenario:
+        if self.horizon_s % self.tick_s:
+            raise ValueError(f"horizon_s {self.horizon_s} must be a multiple of tick_s {self.tick_s}")
+        return self
+
+    @property
+    def ticks(self) -> int:
+        """Decisions in an episode."""
+        return self.horizon_s // self.tick_s
+
+
+def scenario_names() -> tuple[str, ...]:
+    """Names of the scenarios that come with the package."""
+    files = resources.files(__package__).joinpath("scenarios").iterdir()
+    return tuple(sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml")))
+
+
+def load_scenario(source: str | Path | dict[str, Any] | Scenario) -> Scenario:
+    """Reads a scenario.
+
+    Args:
+        source: A name (see :func:`scenario_names`), the path of a TOML file, a dict of the same content, or a scenario.
+
+    Returns:
+        The scenario.
+
+    Raises:
+        InputError: There is no such scenario, or it does not hold; the message names file, field and remedy.
+    """
+    if isinstance(source, Scenario):
+        return source
+    if isinstance(source, dict):
+        return _parse(source, "scenario")
+    text = str(source)
+    if text in scenario_names():
+        file = resources.files(__package__).joinpath("scenarios", f"{text}.toml")
+        return _parse(tomllib.loads(file.read_text()), f"{text}.toml")
+    path = Path(source)
+    if path.suffix != ".toml":
+        raise InputError(f"scenario '{text}'", "there is none of that name", f"Use one of {', '.join(scenario_names())}, or the path of a .toml file")
+    try:
+        content = tomllib.loads(path.read_text())
+    except OSError as fault:
+        raise InputError(text, f"cannot be read ({fault.strerror})", "Check the path") from fault
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        raise InputError(text, f"is not TOML: {fault}", "Mend the syntax at that place") from fault
+    return _parse({"folder": path.parent, **content}, text)
+
+
+def _parse(content: dict[str, Any], where: str) -> Scenario:
+    try:
+        return Scenario.model_validate(content)
+    except ValidationError as fault:
+        raise InputError(where, *_explain(fault)) from fault
+
+
+def _explain(fault: ValidationError) -> tuple[str, str]:
+    """The first errors of pydantic as problem and remedy."""
+    problems, unknown = [], False
+    for error in fault.errors()[:3]:
+        field = ".".join(f"[{part}]" if isinstance(part, int) else str(part) for part in error["loc"]).replace(".[", "[")
+        unknown |= error["type"] == "extra_forbidden"
+        message = "is not a known key" if error["type"] == "extra_forbidden" else error["msg"].removeprefix("Value error, ")
+        problems.append(f"{field or 'the scenario'}: {message}")
+    remedy = "Remove it or check its spelling" if unknown else "Change it as said"
+    return "; ".join(problems), remedy

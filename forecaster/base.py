@@ -1,0 +1,32 @@
+"""What every power forecaster is: samples in, quantiles of four targets out."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+TARGETS = ("point_30s", "point_60s", "mean_30s", "mean_60s")
+"""Power 30 s and 60 s ahead, and mean power over the next 30 s and 60 s."""
+
+QUANTILES = (0.1, 0.5, 0.9)
+
+SHAPE = (len(TARGETS), len(QUANTILES))
+
+
+class Forecaster(Protocol):
+    """A stateful forecaster of several series at once."""
+
+    def reset(self, series: int) -> None:
+        """Forgets everything; from now on there are ``series`` series."""
+
+    def update(self, power_w: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Takes the newest samples and forecasts.
+
+        Args:
+            power_w: Metered power, watts, (n, series): one row per second since the last call, oldest first.
+
+        Returns:
+            Watts, (series, 4, 3): targets by quantiles, in the order of :data:`TARGETS` and :data:`QUANTILES`.
+        """

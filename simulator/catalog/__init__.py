@@ -1,0 +1,8 @@
+"""GPUs, models and fitted figures with their sources."""
+
+from __future__ import annotations
+
+from .catalog import Catalog
+from .specs import GpuSpec, ModelSpec
+
+__all__ = ["Catalog", "GpuSpec", "ModelSpec"]

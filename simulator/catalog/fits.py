@@ -1,0 +1,137 @@
+"""Figures that no data sheet gives: how a GPU and its host behave, each table with its source."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Spec(BaseModel):
+    """A frozen table of the catalogue; unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Fitted(Spec):
+    """Figures that no data sheet gives.
+
+    Attributes:
+        calibrated: Whether they were fitted to measurements of this very GPU; else they are scaled from another.
+        source: The measurements, or what was assumed.
+    """
+
+    calibrated: bool
+    source: str
+
+
+class TimingFit(Fitted):
+    """How close an iteration comes to the data sheet.
+
+    Attributes:
+        compute_efficiency: Share of the dense peak FLOP/s that large matrix products reach.
+        attention_efficiency: Share of the dense peak FLOP/s that prefill attention reaches.
+        memory_efficiency: Share of the peak memory bandwidth that weight and KV reads reach.
+        overlap_loss: Share of the smaller of compute and weight streaming that the larger one does not hide.
+        step_s: Host and launch time of an iteration that its kernels do not hide, seconds.
+        sequence_s: Scheduling and sampling of one sequence, seconds.
+        link_efficiency: Share of the link bandwidth that an all-reduce reaches.
+        message_s: Latency of one all-reduce, seconds.
+    """
+
+    compute_efficiency: Fraction
+    attention_efficiency: Fraction
+    memory_efficiency: Fraction
+    overlap_loss: Annotated[float, Field(ge=0, le=1)]
+    step_s: NonNegative
+    sequence_s: NonNegative
+    link_efficiency: Fraction
+    message_s: NonNegative
+
+
+class PowerFit(Fitted):
+    """Power of one GPU, linear in busy fractions; see ``PowerCoefficients`` of the kernels for the formula.
+
+    Attributes:
+        off_w: No weights resident, watts.
+        idle_w: Weights resident, no work, watts.
+        active_w: Added while kernels run, at the highest clock, watts.
+        compute_w: Added at full compute utilisation, at the highest clock, watts.
+        memory_w: Added at full memory utilisation, at any clock, watts.
+    """
+
+    off_w: NonNegative
+    idle_w: NonNegative
+    active_w: NonNegative
+    compute_w: NonNegative
+    memory_w: NonNegative
+
+
+class ClockFit(Fitted):
+    """How dynamic power falls with the core clock.
+
+    Attributes:
+        ratio: Clocks relative to the highest, ascending to 1.
+        scale: Dynamic power at each of them relative to the highest, ascending to 1.
+    """
+
+    ratio: tuple[Fraction, ...]
+    scale: tuple[Fraction, ...]
+
+    @model_validator(mode="after")
+    def _is_a_curve(self) -> Self:
+        for values in (self.ratio, self.scale):
+            if len(values) != len(self.ratio) or list(values) != sorted(set(values)) or values[-1] != 1:
+                raise ValueError("ratio and scale must have equal lengths and ascend strictly to 1")
+        return self
+
+
+class ThermalFit(Fitted):
+    """Heat of the die over its inlet, as two RC poles.
+
+    Attributes:
+        resistance_k_per_w: Thermal resistance of each pole, kelvin per watt.
+        tau_s: Time constant of each pole, seconds.
+        throttle_c: Die temperature at which the driver lowers the clock, °C.
+        resume_c: Die temperature at which it lets go, °C.
+    """
+
+    resistance_k_per_w: tuple[NonNegative, NonNegative]
+    tau_s: tuple[Positive, Positive]
+    throttle_c: Positive
+    resume_c: Positive
+
+
+class MeterFit(Fitted):
+    """The power meter that NVML reads.
+
+    Attributes:
+        window_s: Averaging window, seconds.
+    """
+
+    window_s: Positive
+
+
+class HostFit(Fitted):
+    """What a server adds around its GPUs when a model is loaded.
+
+    Attributes:
+        storage_bytes_per_s: Rate at which one GPU's share of the weights arrives, bytes per second.
+        start_s: Start of an engine process up to the first weight, seconds.
+        warm_up_s: Memory profiling, compilation from cache and graph capture after the last weight, seconds.
+        wake_s: Mapping memory back and rebuilding the KV cache in a sleeping process, seconds.
+        runtime_bytes: Memory of one GPU taken by the CUDA context, activations and graphs, bytes.
+        min_kv_tokens: KV cache below which a deployment counts as not fitting, tokens.
+    """
+
+    storage_bytes_per_s: Positive
+    start_s: NonNegative
+    warm_up_s: NonNegative
+    wake_s: NonNegative
+    runtime_bytes: NonNegative
+    min_kv_tokens: Count

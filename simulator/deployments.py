@@ -1,0 +1,116 @@
+"""Deployments: every model on every kind of slot that can hold it, as the engine's stacked tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .catalog import Catalog
+from .errors import InputError
+from .kernels.state import DEPLOYMENT, F64, I64, Records
+from .kernels.tables import IterationCost, PowerCoefficients
+from .performance import iteration_cost, kv_capacity_tokens, load_time_s, wake_time_s
+from .power import power_coefficients
+from .topology import EngineSpec, Slot
+
+AVERAGING_FROM_S = 0.5
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One model on one kind of slot.
+
+    Attributes:
+        model: Index of the model among those of the cluster.
+        cost: Iteration cost.
+        power: Power coefficients.
+        kv_blocks: KV cache in blocks.
+        max_model_len: Longest request, tokens.
+        load_s: Time from empty to serving.
+        wake_s: Time from sleeping to serving.
+    """
+
+    model: int
+    cost: IterationCost
+    power: PowerCoefficients
+    kv_blocks: int
+    max_model_len: int
+    load_s: float
+    wake_s: float
+
+
+def deploy(
+    slots: Sequence[Slot], models: Sequence[str], engine: EngineSpec, catalog: Catalog
+) -> tuple[list[Deployment], NDArray[np.int64]]:
+    """Works out which model fits which slot.
+
+    Args:
+        slots: Slots of the cluster.
+        models: Names of the models.
+        engine: Engine limits.
+        catalog: GPUs and models.
+
+    Returns:
+        The deployments, and an int64 array (slots, models) of indices into them, -1 where the model does not fit.
+
+    Raises:
+        InputError: A slot's own model does not fit it, or a slot can hold none of the models.
+    """
+    found: dict[tuple[str, int, str], int] = {}
+    made: list[Deployment] = []
+    index = np.full((len(slots), len(models)), -1, np.int64)
+    for r, slot in enumerate(slots):
+        refusals: list[InputError] = []
+        for m, name in enumerate(models):
+            key = (slot.spec.gpu, slot.spec.tp, name)
+            if key not in found:
+                catalog.gpu(slot.spec.gpu), catalog.model(name)  # An unknown name is no question of fit.
+                try:
+                    made.append(_deployment(m, name, slot, engine, catalog))
+                    found[key] = len(made) - 1
+                except InputError as refusal:
+                    if name == slot.spec.model:
+                        raise
+                    refusals.append(refusal)
+                    found[key] = -1
+            index[r, m] = found[key]
+        if (index[r] < 0).all():
+            raise refusals[0] if refusals else InputError(slot.name, "can hold no model", "Add a smaller model")
+    return made, index
+
+
+def _deployment(number: int, name: str, slot: Slot, engine: EngineSpec, catalog: Catalog) -> Deployment:
+    model, gpu, tp = catalog.model(name), catalog.gpu(slot.spec.gpu), slot.spec.tp
+    capacity = kv_capacity_tokens(model, gpu, tp, engine.gpu_memory_utilization)
+    return Deployment(
+        model=number,
+        cost=iteration_cost(model, gpu, tp, engine.max_num_batched_tokens),
+        power=power_coefficients(model, gpu, tp),
+        kv_blocks=capacity // engine.block_size,
+        max_model_len=min(engine.max_model_len or model.max_model_len, model.max_model_len),
+        load_s=load_time_s(model, gpu, tp),
+        wake_s=wake_time_s(model, gpu, tp),
+    )
+
+
+def stack(deployments: Sequence[Deployment], engine: EngineSpec) -> tuple[Records, I64, F64, F64]:
+    """The deployments as the engine's arrays: records, iteration costs, clock ladders and thermal poles."""
+    costs, powers = [d.cost for d in deployments], [d.power for d in deployments]
+    records = np.zeros(len(deployments), DEPLOYMENT)
+    for name in ("kv_blocks", "max_model_len", "model"):
+        records[name] = [getattr(d, name) for d in deployments]
+    for name in ("kv_read_ps", "attention_ps"):
+        records[name] = [getattr(c, name) for c in costs]
+    for name in ("off_w", "idle_w", "active_w", "compute_w", "memory_w", "throttle_c", "resume_c", "gpus"):
+        records[name] = [getattr(p, name) for p in powers]
+    records["averaging"] = [p.meter_window_s >= AVERAGING_FROM_S for p in powers]
+    records["max_num_seqs"] = engine.max_num_seqs
+    records["max_batched_tokens"] = engine.max_num_batched_tokens
+    records["block_size"] = engine.block_size
+    cost = np.stack([(c.fixed_ps, c.compute_ps, c.memory_ps) for c in costs])
+    ladder = np.stack([(p.clock_ratio, p.scale) for p in powers])
+    thermal = np.stack([(p.thermal_r_k_per_w, np.exp(-1.0 / p.thermal_tau_s)) for p in powers])
+    return records, cost, ladder, thermal

@@ -1,0 +1,60 @@
+"""The per-second record of a run: one row per second, one column per slot."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .kernels.state import BIN, BINS, Records
+
+ADDED_UP = ("energy_j", "prompt_tokens", "output_tokens")
+
+
+class History:
+    """Seconds that have passed, taken from the engine's ring of bins.
+
+    Args:
+        slots: Number of slots R.
+        expected_s: Length that is reserved at first; it grows as needed.
+    """
+
+    def __init__(self, slots: int, expected_s: int = 1024) -> None:
+        self._length = 0
+        self._record = np.zeros((max(expected_s, 1), slots), BIN)
+        self._status = np.zeros((max(expected_s, 1), slots), np.int8)
+
+    def __len__(self) -> int:
+        """Seconds recorded."""
+        return self._length
+
+    def take(self, bins: Records, until_s: int, status: NDArray[np.int64]) -> None:
+        """Moves the bins before ``until_s`` into the record and clears them in the ring."""
+        first = self._length
+        if until_s <= first:
+            return
+        if until_s > len(self._record):
+            more = max(until_s, 2 * len(self._record)) - len(self._record)
+            self._record = np.pad(self._record, ((0, more), (0, 0)))
+            self._status = np.pad(self._status, ((0, more), (0, 0)))
+        cells = np.arange(first, until_s) % BINS
+        self._record[first:until_s] = bins[cells]
+        self._status[first:until_s] = status
+        for name in ADDED_UP:
+            bins[name][cells] = 0
+        self._length = until_s
+
+    def column(self, name: str, last_s: int | None = None) -> NDArray[np.float64]:
+        """A column of the record.
+
+        Args:
+            name: One of the engine's bin columns: ``energy_j`` (J in that second, so also the mean W), ``metered_w``,
+                ``temperature_c``, ``clock_ratio``, ``running``, ``waiting``, ``kv_used``, ``prompt_tokens``,
+                ``output_tokens``; or ``status``.
+            last_s: Only the last so many seconds.
+
+        Returns:
+            Array (seconds, slots), a view.
+        """
+        column: NDArray[np.float64] = self._status if name == "status" else self._record[name]
+        first = 0 if last_s is None else max(0, self._length - last_s)
+        return column[first : self._length]

@@ -1,0 +1,1 @@
+"""The compiled part: named tuples of arrays and njit functions, nothing else."""

@@ -1,0 +1,51 @@
+"""The one decorator of the compiled part: njit, cached on disk under a name that changes with the sources."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numba
+import platformdirs
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@cache
+def cache_folder() -> Path:
+    """Folder of the compiled code.
+
+    Numba looks only at the file of the function itself when it decides whether a cached function is stale, so a change
+    in a function that another file calls would go unnoticed; hence one folder per state of all sources.
+    """
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.name.encode() + source.read_bytes())
+    return platformdirs.user_cache_path("llmcluster") / "kernels" / digest.hexdigest()[:16]
+
+
+def is_compiled() -> bool:
+    """Whether the compiled code of these sources is on disk already."""
+    return any(cache_folder().rglob("*.nbc"))
+
+
+def _compiled(function: F, **options: bool) -> F:
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(cache_folder())
+    try:
+        return cast(F, numba.njit(cache=True, boundscheck=False, **options)(function))
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+def kernel(function: F) -> F:
+    """Compiles ``function`` at its first call and keeps the machine code on disk; IEEE arithmetic, no fastmath."""
+    return _compiled(function)
+
+
+def part(function: F) -> F:
+    """Like :func:`kernel` for what is called on the hot path: inlined, since an engine is a large argument to pass."""
+    return _compiled(function, forceinline=True)

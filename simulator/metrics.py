@@ -1,0 +1,167 @@
+"""What became of the requests, and the summary of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cluster import Cluster
+from .kernels.state import FINISHED, REJECTED, TIMED_OUT
+from .units import PS_PER_S
+
+PERCENTILES = (50, 90, 99)
+
+
+@dataclass(frozen=True, eq=False)
+class SloLimits:
+    """Limits of each SLO class, by its number.
+
+    Attributes:
+        ttft_ps: Time to first token at most, int64 picoseconds.
+        tpot_ps: Mean time per output token after the first at most, int64 picoseconds.
+    """
+
+    ttft_ps: NDArray[np.int64]
+    tpot_ps: NDArray[np.int64]
+
+
+def met_slo(cluster: Cluster, rows: NDArray[np.int64], limits: SloLimits) -> NDArray[np.bool_]:
+    """Whether each of ``rows`` finished within both limits of its class."""
+    requests, slo_class = cluster.engine.requests[rows], cluster.requests.slo_class[rows]
+    first, last = requests["first_token_ps"], requests["finish_ps"]
+    in_ttft = first - requests["arrival_ps"] <= limits.ttft_ps[slo_class]
+    in_tpot = last - first <= limits.tpot_ps[slo_class] * (requests["output"] - 1)
+    return (requests["status"] == FINISHED) & in_ttft & in_tpot
+
+
+def overdue(cluster: Cluster, limits: SloLimits) -> int:
+    """Requests that have arrived, have had no token yet and are past their TTFT limit."""
+    requests = cluster.engine.requests[: cluster.arrived]
+    waiting = (requests["first_token_ps"] < 0) & (requests["finish_ps"] < 0)
+    late = cluster.now_ps - requests["arrival_ps"] > limits.ttft_ps[cluster.requests.slo_class[: cluster.arrived]]
+    return int(np.count_nonzero(waiting & late))
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """Percentiles of one latency, seconds; ``nan`` where no request counts."""
+
+    p50: float
+    p90: float
+    p99: float
+    mean: float
+
+    @classmethod
+    def of(cls, seconds: NDArray[np.float64]) -> Latencies:
+        """Of a sample."""
+        if not len(seconds):
+            return cls(*[float("nan")] * 4)
+        return cls(*np.percentile(seconds, PERCENTILES).tolist(), float(seconds.mean()))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Results of a run. Requests are counted by arrival after the warm-up, energy and power by the second after it.
+
+    Attributes:
+        requests: Requests counted.
+        requests_completed: Those that got all their tokens.
+        requests_rejected: Those too long for any slot.
+        requests_timed_out: Those whose client gave up.
+        requests_unfinished: Those still there at the end.
+        preemptions: Preemptions of the counted requests.
+        prompt_tokens: Prompt tokens of the completed requests.
+        output_tokens: Output tokens of the completed requests.
+        simulated_s: Simulated time after the warm-up.
+        energy_j: GPU energy.
+        energy_per_output_token_j: GPU energy per output token of the completed requests.
+        mean_power_w: Mean GPU power.
+        peak_power_w: Highest mean of one second.
+        goodput_tokens_per_s: Output tokens of requests that met their SLO, per second.
+        slo_attainment: Share of the requests that met their SLO; all that did not complete missed it.
+        over_budget_s: Seconds above the power budget.
+        over_budget_j: Energy above the power budget.
+        throttle_events: Thermal throttle events, from the start of the run.
+        starts: Loads and wakes, from the start of the run.
+        ttft_s: Time to first token.
+        tpot_s: Time per output token after the first, of requests with at least two.
+        e2e_s: Time from arrival to the last token.
+    """
+
+    requests: int
+    requests_completed: int
+    requests_rejected: int
+    requests_timed_out: int
+    requests_unfinished: int
+    preemptions: int
+    prompt_tokens: int
+    output_tokens: int
+    simulated_s: float
+    energy_j: float
+    energy_per_output_token_j: float
+    mean_power_w: float
+    peak_power_w: float
+    goodput_tokens_per_s: float
+    slo_attainment: float
+    over_budget_s: float
+    over_budget_j: float
+    throttle_events: int
+    starts: int
+    ttft_s: Latencies
+    tpot_s: Latencies
+    e2e_s: Latencies
+
+
+def summarize(cluster: Cluster, limits: SloLimits, budget_w: NDArray[np.float64] | None = None, warmup_s: int = 0) -> Summary:
+    """Summarises a run.
+
+    Args:
+        cluster: The cluster at the end of the run.
+        limits: SLO limits by class.
+        budget_w: Budget of each second since the start, watts; endless by default.
+        warmup_s: Leaves out the seconds, and the requests that arrive, before.
+
+    Returns:
+        The summary.
+    """
+    all_rows = cluster.engine.requests
+    rows = np.flatnonzero((all_rows["arrival_ps"] >= warmup_s * PS_PER_S) & (all_rows["arrival_ps"] < cluster.now_ps))
+    requests = all_rows[rows]
+    done = requests[requests["status"] == FINISHED]
+    met = met_slo(cluster, rows, limits)
+    power_w = cluster.history.column("energy_j")[warmup_s:].sum(axis=1)
+    over_w = np.zeros(1) if budget_w is None else (power_w - budget_w[warmup_s : warmup_s + len(power_w)]).clip(min=0)
+    seconds = max(len(power_w), 1)
+    tokens = int(done["output"].sum())
+    energy_j = float(power_w.sum())
+    several = done[done["output"] > 1]
+
+    def count(status: int) -> int:
+        return int(np.count_nonzero(requests["status"] == status))
+
+    return Summary(
+        requests=len(rows),
+        requests_completed=len(done),
+        requests_rejected=count(REJECTED),
+        requests_timed_out=count(TIMED_OUT),
+        requests_unfinished=int(np.count_nonzero(requests["finish_ps"] < 0)),
+        preemptions=int(requests["preemptions"].sum()),
+        prompt_tokens=int(done["prompt"].sum()),
+        output_tokens=tokens,
+        simulated_s=float(len(power_w)),
+        energy_j=energy_j,
+        energy_per_output_token_j=energy_j / tokens if tokens else float("nan"),
+        mean_power_w=energy_j / seconds,
+        peak_power_w=float(power_w.max(initial=0.0)),
+        goodput_tokens_per_s=float(requests["output"][met].sum()) / seconds,
+        slo_attainment=float(met.mean()) if len(rows) else float("nan"),
+        over_budget_s=float(np.count_nonzero(over_w > 0)),
+        over_budget_j=float(over_w.sum()),
+        throttle_events=int(cluster.engine.slots["throttle_events"].sum()),
+        starts=cluster.lifecycle.starts,
+        ttft_s=Latencies.of((done["first_token_ps"] - done["arrival_ps"]) / PS_PER_S),
+        tpot_s=Latencies.of((several["finish_ps"] - several["first_token_ps"]) / PS_PER_S / (several["output"] - 1)),
+        e2e_s=Latencies.of((done["finish_ps"] - done["arrival_ps"]) / PS_PER_S),
+    )

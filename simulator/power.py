@@ -1,0 +1,68 @@
+"""Power of a slot: coefficients linear in busy fractions, and how they fall with the core clock."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .catalog import GpuSpec, ModelSpec
+from .kernels.tables import PowerCoefficients
+from .performance import kv_capacity_tokens
+
+LADDER_STEPS = 24
+
+
+def power_coefficients(model: ModelSpec, gpu: GpuSpec, tp: int) -> PowerCoefficients:
+    """Power coefficients of the GPUs that hold one instance of a model.
+
+    Args:
+        model: The model, which must fit.
+        gpu: The GPU.
+        tp: GPUs of the slot.
+
+    Returns:
+        Watts of all GPUs together, the clock ladder, limits, heat and meter.
+
+    Raises:
+        InputError: The model does not fit.
+    """
+    kv_capacity_tokens(model, gpu, tp)
+    ratio, scale = clock_ladder(gpu)
+    return PowerCoefficients(
+        off_w=gpu.power.off_w * tp,
+        idle_w=gpu.power.idle_w * tp,
+        active_w=gpu.power.active_w * tp,
+        compute_w=gpu.power.compute_w * tp,
+        memory_w=gpu.power.memory_w * tp,
+        clock_ratio=ratio,
+        scale=scale,
+        cap_min_w=gpu.cap_min_w * tp,
+        cap_max_w=gpu.cap_max_w * tp,
+        meter_window_s=gpu.meter.window_s,
+        thermal_r_k_per_w=np.array(gpu.thermal.resistance_k_per_w),
+        thermal_tau_s=np.array(gpu.thermal.tau_s),
+        throttle_c=gpu.thermal.throttle_c,
+        resume_c=gpu.thermal.resume_c,
+        gpus=tp,
+    )
+
+
+def clock_ladder(gpu: GpuSpec, steps: int = LADDER_STEPS) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Clocks that the governor may choose, and dynamic power at each.
+
+    Dynamic power is f·V(f)². Between the anchors of the catalogue it is a power law of the clock; below the lowest one
+    the voltage sits at its floor and power is proportional to the clock.
+
+    Args:
+        gpu: The GPU.
+        steps: Length of the ladder.
+
+    Returns:
+        Clocks and dynamic powers relative to those at the highest clock, both ascending to 1.
+    """
+    ratio = np.linspace(gpu.clock_min_mhz / gpu.clock_max_mhz, 1.0, steps)
+    anchor_ratio, anchor_scale = np.array(gpu.clock.ratio), np.array(gpu.clock.scale)
+    scale = np.exp(np.interp(np.log(ratio), np.log(anchor_ratio), np.log(anchor_scale)))
+    floor = ratio < anchor_ratio[0]
+    scale[floor] = anchor_scale[0] * ratio[floor] / anchor_ratio[0]
+    return ratio, scale

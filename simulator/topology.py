@@ -1,0 +1,119 @@
+"""Where things stand: facility → row → rack → server → slot → GPU.
+
+A slot is a fixed group of GPUs of one server that can hold one model instance (tensor parallel over the group); it is
+the unit of control everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServerSpec(_Spec):
+    """One server, or ``count`` alike."""
+
+    gpu: str = Field(description="Name in the catalogue.")
+    gpus: int = Field(default=8, ge=1, le=16, description="GPUs in the server.")
+    tp: int = Field(default=1, ge=1, description="GPUs per slot (tensor parallelism).")
+    model: str | None = Field(default=None, description="Model that the slots hold at the start.")
+    initial: Literal["serving", "sleeping", "empty"] = Field(default="serving", description="State at the start.")
+    inlet_c: float = Field(default=24.0, ge=-20, le=60, description="Inlet temperature at no load, °C.")
+    inlet_k_per_kw: float = Field(default=0.5, ge=0, description="Rise of the inlet by the server's own heat, K/kW.")
+    count: int = Field(default=1, ge=1, description="Number of such servers.")
+
+    @model_validator(mode="after")
+    def _slots_fit(self) -> ServerSpec:
+        if self.gpus % self.tp:
+            fitting = ", ".join(str(n) for n in range(1, self.gpus + 1) if self.gpus % n == 0)
+            raise ValueError(
+                f"tp {self.tp} cannot be laid on a server of {self.gpus} GPUs; use a tp of {fitting}, or more GPUs"
+            )
+        if self.model is None and self.initial != "empty":
+            raise ValueError(f"initial '{self.initial}' needs a model; name one, or use initial = \"empty\"")
+        return self
+
+
+class RackSpec(_Spec):
+    """Servers behind one breaker."""
+
+    servers: tuple[ServerSpec, ...] = Field(min_length=1)
+
+
+class RowSpec(_Spec):
+    """Racks that share cooling air."""
+
+    racks: tuple[RackSpec, ...] = Field(min_length=1)
+
+
+class EngineSpec(_Spec):
+    """Limits of the serving engine, named as in vLLM."""
+
+    max_num_seqs: int = Field(default=256, ge=1, le=4096)
+    max_num_batched_tokens: int = Field(default=2048, ge=16, le=65536)
+    block_size: int = Field(default=16, ge=1, le=256)
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    max_model_len: int | None = Field(default=None, ge=1, description="Context limit; the model's own by default.")
+
+    @model_validator(mode="after")
+    def _budget_holds_decodes(self) -> EngineSpec:
+        if self.max_num_batched_tokens <= self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens {self.max_num_batched_tokens} must exceed max_num_seqs {self.max_num_seqs}; "
+                "raise the one or lower the other"
+            )
+        return self
+
+
+class ClusterSpec(_Spec):
+    """The facility."""
+
+    rows: tuple[RowSpec, ...] = Field(min_length=1)
+    models: tuple[str, ...] = Field(default=(), description="Models that may be loaded; by default those in place.")
+    engine: EngineSpec = EngineSpec()
+
+    def served_models(self) -> tuple[str, ...]:
+        """Names of all models that slots may hold, those of ``models`` first."""
+        placed = [s.model for row in self.rows for rack in row.racks for s in rack.servers if s.model]
+        return tuple(dict.fromkeys([*self.models, *placed]))
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One slot and its place.
+
+    Attributes:
+        name: ``row/rack/server/slot`` by number.
+        row: Number of the row.
+        rack: Number of the rack in the facility.
+        server: Number of the server in the facility.
+        spec: The server's specification.
+    """
+
+    name: str
+    row: int
+    rack: int
+    server: int
+    spec: ServerSpec
+
+
+def lay_out(cluster: ClusterSpec) -> tuple[Slot, ...]:
+    """All slots of the facility in order."""
+    slots: list[Slot] = []
+    racks = servers = 0
+    for row_number, row in enumerate(cluster.rows):
+        for rack in row.racks:
+            for spec in rack.servers:
+                for _ in range(spec.count):
+                    for number in range(spec.gpus // spec.tp):
+                        name = f"row{row_number}/rack{racks}/server{servers}/slot{number}"
+                        slots.append(Slot(name, row_number, racks, servers, spec))
+                    servers += 1
+            racks += 1
+    return tuple(slots)

@@ -1,0 +1,1 @@
+"""Workloads: the request table, readers of published traces, generators and fitted defaults."""
