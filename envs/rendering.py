@@ -95,8 +95,8 @@ def draw_rgb(fleet: Fleet, telemetry: Telemetry, plant: SimulatedPlant) -> NDArr
     _draw_legend(figure)
     _draw_power(figure.add_axes((0.60, 0.45, 0.38, 0.42)), fleet, plant)
     _draw_load(figure.add_axes((0.60, 0.12, 0.38, 0.22)), fleet, plant)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba(), np.uint8)[..., :3].copy()  # type: ignore[no-untyped-call]
 
 
 def _headline(telemetry: Telemetry, plant: SimulatedPlant) -> str:

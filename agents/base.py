@@ -1,0 +1,118 @@
+"""What an agent is: something with Stable-Baselines3's ``predict``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..envs.actions import ClusterAction
+from ..envs.codec import ActionCodec
+from ..envs.observation import Observation, ObservationBuilder
+from ..envs.scenario import Scenario
+from ..envs.telemetry import Fleet
+from ..simulator.cluster import Blueprint
+
+if TYPE_CHECKING:
+    from ..envs.cluster_env import LLMClusterEnv
+
+State = tuple[NDArray[Any], ...] | None
+
+
+class Agent(Protocol):
+    """The interface that learned and heuristic agents share."""
+
+    def predict(
+        self,
+        observation: Observation,
+        state: State = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = True,
+        action_masks: NDArray[np.bool_] | None = None,
+    ) -> tuple[NDArray[Any], State]:
+        """Action and next state for one observation or a batch of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What every agent may know beforehand: the scenario and the data sheets, never the traffic to come.
+
+    Attributes:
+        scenario: The scenario.
+        blueprint: The cluster with its cost tables.
+        fleet: The slots.
+        codec: The action encoding.
+        observations: Names and scales of the observation.
+    """
+
+    scenario: Scenario
+    blueprint: Blueprint
+    fleet: Fleet
+    codec: ActionCodec
+    observations: ObservationBuilder
+
+    @classmethod
+    def of(cls, env: LLMClusterEnv) -> Task:
+        """The task that an environment poses."""
+        return cls(env.scenario, env.blueprint, env.fleet, env.codec, env.observations)
+
+
+class View:
+    """An observation in natural units, by the names of its features."""
+
+    def __init__(self, observation: Observation, builder: ObservationBuilder) -> None:
+        self._observation, self._builder = observation, builder
+
+    def slot(self, name: str) -> NDArray[np.float64]:
+        """A per-slot feature (R,)."""
+        names = [f.name for f in self._builder.slot_features]
+        i = names.index(name)
+        scale = self._builder.slot_features[i].scale
+        by = self._builder.fleet.cap_max_w if np.isnan(scale) else scale
+        return self._observation["slots"][:, i].astype(np.float64) * by
+
+    def cluster(self, name: str) -> float:
+        """A feature of the cluster."""
+        i = [f.name for f in self._builder.cluster_features].index(name)
+        return float(self._observation["cluster"][i]) * self._builder.cluster_features[i].scale
+
+
+class Heuristic(ABC):
+    """An agent made of rules. Subclasses see one observation and return a typed action.
+
+    Args:
+        task: What may be known beforehand.
+    """
+
+    clairvoyant: ClassVar[bool] = False
+    """Whether it uses the future or true output lengths; such agents bound the others and are never called best."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    @abstractmethod
+    def decide(self, view: View) -> ClusterAction:
+        """The action for one observation."""
+
+    def watch(self, env: LLMClusterEnv) -> None:  # noqa: B027 - most agents have no use for it
+        """Called at the start of each episode; only clairvoyant agents look."""
+
+    def predict(
+        self,
+        observation: Observation,
+        state: State = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = True,
+        action_masks: NDArray[np.bool_] | None = None,
+    ) -> tuple[NDArray[Any], State]:
+        """Action for one observation, or for a batch of them; see :class:`Agent`."""
+        if observation["cluster"].ndim == 1:
+            return self._encode(observation), state
+        batch = [{k: v[i] for k, v in observation.items()} for i in range(len(observation["cluster"]))]
+        return np.stack([self._encode(one) for one in batch]), state
+
+    def _encode(self, observation: Observation) -> NDArray[Any]:
+        return self.task.codec.encode(self.decide(View(observation, self.task.observations)))

@@ -1,0 +1,104 @@
+"""Agents that follow the load: just enough slots for the traffic, caps within the budget."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..envs.actions import ClusterAction
+from ..envs.telemetry import LEAD_TIMES_S
+from ..simulator.kernels.state import COMPUTE, FIXED, MEMORY
+from ..simulator.units import PS_PER_S
+from .base import Heuristic, Task, View
+from .static import only
+
+if TYPE_CHECKING:
+    from ..envs.cluster_env import LLMClusterEnv
+
+CAPACITY_BATCH = 48
+"""Batch size at which a slot counts as well filled."""
+
+
+def capacity_requests_per_s(task: Task, prompt_tokens: float, output_tokens: float) -> NDArray[np.float64]:
+    """Requests per second that each slot sustains at a well-filled batch, from its cost tables (R,)."""
+    records, cost, _, _ = task.blueprint.stacked
+    capacity = np.empty(len(task.fleet))
+    prompt = min(int(prompt_tokens), cost.shape[2] - 1)
+    for r, d in enumerate(task.blueprint.initial):
+        cached = CAPACITY_BATCH * (prompt_tokens + output_tokens / 2)
+        memory = cost[d, MEMORY, CAPACITY_BATCH] + records["kv_read_ps"][d] * cached
+        step = cost[d, FIXED, CAPACITY_BATCH] + max(cost[d, COMPUTE, CAPACITY_BATCH], memory)
+        prefill = cost[d, COMPUTE, prompt] * prompt_tokens / max(prompt, 1)
+        capacity[r] = PS_PER_S / (output_tokens * step / CAPACITY_BATCH + prefill)
+    return capacity
+
+
+class FollowLoad(Heuristic):
+    """Serves with the fewest slots, most efficient GPUs first, that carry the observed traffic at a target load.
+
+    Slots are woken at once and put to sleep only after the traffic has been low for a while, since waking takes tens of
+    seconds. Where the announced budget is lower than the TDP of the slots in use, all are capped alike.
+
+    Args:
+        task: What may be known beforehand.
+        load: Target share of each slot's capacity.
+        patience: Ticks of low traffic before a slot sleeps.
+    """
+
+    def __init__(self, task: Task, load: float = 0.6, patience: int = 3) -> None:
+        super().__init__(task)
+        self._load, self._patience = load, patience
+        per_request = task.scenario.reward.tokens_per_request
+        self._capacity = capacity_requests_per_s(task, PROMPT_TOKENS, per_request)
+        self._order = np.argsort(-self._capacity / task.fleet.cap_max_w, kind="stable")
+        self._recent: list[float] = []
+
+    def watch(self, env: LLMClusterEnv) -> None:
+        """Forgets the last episode."""
+        self._recent = []
+
+    def expected_requests_per_s(self, view: View) -> float:
+        """Traffic to be ready for: the highest of the last ticks."""
+        self._recent = [*self._recent[-self._patience :], view.cluster("arrivals")]
+        return max(self._recent)
+
+    def decide(self, view: View) -> ClusterAction:
+        """Slots for the expected traffic; see :class:`Heuristic`."""
+        wanted = self.expected_requests_per_s(view) / self._load
+        carried = np.cumsum(self._capacity[self._order])
+        count = min(int(np.searchsorted(carried, wanted)) + 1, len(self._order))
+        chosen = np.zeros(len(self._order), bool)
+        chosen[self._order[:count]] = True
+        budget_w = min(view.cluster(f"budget_in_{lead}s") for lead in LEAD_TIMES_S)
+        fleet = self.task.fleet
+        low_w, high_w = fleet.cap_min_w[chosen].sum(), fleet.cap_max_w[chosen].sum()
+        steps = self.task.codec.steps - 1
+        share = np.clip((budget_w - low_w) / max(high_w - low_w, 1e-9), 0.0, 1.0)
+        return only(self.task, chosen, float(np.floor(share * steps) / steps), "least-outstanding")
+
+
+class Clairvoyant(FollowLoad):
+    """The same, but it knows the arrivals of the next minute. It shows what foresight is worth at most to such rules."""
+
+    clairvoyant: ClassVar[bool] = True
+
+    def watch(self, env: LLMClusterEnv) -> None:
+        """Takes a look at the traffic to come."""
+        super().watch(env)
+        self._env = env
+
+    def expected_requests_per_s(self, view: View) -> float:
+        """The busiest tick until a slot woken now would have been of use."""
+        plant = self._env.plant
+        assert plant is not None
+        tick_ps = self.task.scenario.tick_s * PS_PER_S
+        ticks = -(-LEAD_TIMES_S[1] // self.task.scenario.tick_s)
+        edges = plant.cluster.now_ps + tick_ps * np.arange(ticks + 1)
+        counts = np.diff(np.searchsorted(plant.cluster.requests.arrival_ps, edges))
+        return float(counts.max()) / self.task.scenario.tick_s
+
+
+PROMPT_TOKENS = 1155.0
+"""Mean prompt of the Azure 2023 conversation trace (AzurePublicDataset), on which slots are sized."""
