@@ -64,7 +64,8 @@ class View:
     """An observation in natural units, by the names of its features."""
 
     def __init__(self, observation: Observation, builder: ObservationBuilder) -> None:
-        self._observation, self._builder = observation, builder
+        self._cluster, self._builder = observation["cluster"], builder
+        self._slots = observation["slots"].reshape(len(builder.fleet), -1)
 
     def slot(self, name: str) -> NDArray[np.float64]:
         """A per-slot feature (R,)."""
@@ -72,12 +73,12 @@ class View:
         i = names.index(name)
         scale = self._builder.slot_features[i].scale
         by = self._builder.fleet.cap_max_w if np.isnan(scale) else scale
-        return self._observation["slots"][:, i].astype(np.float64) * by
+        return self._slots[:, i].astype(np.float64) * by
 
     def cluster(self, name: str) -> float:
         """A feature of the cluster."""
         i = [f.name for f in self._builder.cluster_features].index(name)
-        return float(self._observation["cluster"][i]) * self._builder.cluster_features[i].scale
+        return float(self._cluster[i]) * self._builder.cluster_features[i].scale
 
 
 class Heuristic(ABC):

@@ -76,7 +76,8 @@ class FollowLoad(Heuristic):
         low_w, high_w = fleet.cap_min_w[chosen].sum(), fleet.cap_max_w[chosen].sum()
         steps = self.task.codec.steps - 1
         share = np.clip((budget_w - low_w) / max(high_w - low_w, 1e-9), 0.0, 1.0)
-        return only(self.task, chosen, float(np.floor(share * steps) / steps), "least-outstanding")
+        weight = self._capacity / self._capacity.max()
+        return only(self.task, chosen, float(np.floor(share * steps) / steps), "least-outstanding", weight)
 
 
 class Clairvoyant(FollowLoad):

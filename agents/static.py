@@ -29,7 +29,9 @@ class Constant(Heuristic):
 def serve_all(task: Task) -> NDArray[np.int64]:
     """Life-cycle targets under which every slot serves the model it starts with, or else the first that fits."""
     first = task.fleet.fits.argmax(axis=1)
-    placed = [task.fleet.models.index(s.spec.model) if s.spec.model else first[r] for r, s in enumerate(task.blueprint.slots)]
+    placed = [
+        task.fleet.models.index(s.spec.model) if s.spec.model else first[r] for r, s in enumerate(task.blueprint.slots)
+    ]
     return SERVE + np.array(placed, np.int64)
 
 
@@ -43,12 +45,25 @@ def all_on(task: Task, router: str, cap_share: float = 1.0) -> ClusterAction:
     )
 
 
-def only(task: Task, chosen: NDArray[np.bool_], cap_share: float, router: str) -> ClusterAction:
-    """Only the ``chosen`` slots serve; the others sleep. Caps are at ``cap_share`` of the range of each GPU."""
+def only(
+    task: Task, chosen: NDArray[np.bool_], cap_share: float, router: str, weight: NDArray[np.float64] | None = None
+) -> ClusterAction:
+    """Only the ``chosen`` slots serve; the others sleep.
+
+    Args:
+        task: What may be known beforehand.
+        chosen: Slots that serve (R,).
+        cap_share: Cap of every slot as a share of its range.
+        router: Router.
+        weight: Routing weights of the chosen slots (R,); equal by default.
+
+    Returns:
+        The action.
+    """
     fleet = task.fleet
     return ClusterAction(
         router=router,
-        route_weight=chosen.astype(np.float64),
+        route_weight=np.where(chosen, 1.0 if weight is None else weight, 0.0),
         cap_w=fleet.cap_min_w + cap_share * (fleet.cap_max_w - fleet.cap_min_w),
         lifecycle=np.where(chosen, serve_all(task), SLEEP),
     )

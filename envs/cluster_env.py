@@ -36,9 +36,9 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
 
     | key | shape | meaning |
     |---|---|---|
-    | ``slots`` | (R, F) | state, load, metered power, temperature, … of each slot |
+    | ``slots`` | (R·F,) | slot by slot: state, load, metered power, temperature, … |
     | ``cluster`` | (C,) | traffic, SLO attainment, power, the budget now and announced 30 s and 60 s ahead |
-    | ``forecast`` | (R + 1, 12) | power in 30 s and 60 s and its mean until then, quantiles 0.1, 0.5, 0.9, relative to TDP; last row: all |
+    | ``forecast`` | ((R + 1)·12,) | per slot, then for all: power in 30 s, in 60 s and its mean until then, by quantile |
 
     ## Action
     ``MultiDiscrete`` (default): one head per slot and group, group by group in the order ``route``, ``cap``, ``clock``,

@@ -104,12 +104,12 @@ class ObservationBuilder:
     def space(self) -> gym.spaces.Dict:
         """The Gymnasium space."""
         size = len(self.fleet)
-        shapes = {
-            "slots": (size, len(self.slot_features)),
-            "cluster": (len(self.cluster_features),),
-            "forecast": (size + 1, len(self.forecast_features)),
+        lengths = {
+            "slots": size * len(self.slot_features),
+            "cluster": len(self.cluster_features),
+            "forecast": (size + 1) * len(self.forecast_features),
         }
-        return gym.spaces.Dict({k: gym.spaces.Box(-LIMIT, LIMIT, v, np.float32) for k, v in shapes.items()})
+        return gym.spaces.Dict({k: gym.spaces.Box(-LIMIT, LIMIT, (n,), np.float32) for k, n in lengths.items()})
 
     def build(self, now: Telemetry, forecast_w: NDArray[np.float64]) -> Observation:
         """Builds one observation.
@@ -119,7 +119,7 @@ class ObservationBuilder:
             forecast_w: Watts, (R + 1, targets, quantiles); the last series is the whole cluster.
 
         Returns:
-            ``slots`` (R, F), ``cluster`` (C,) and ``forecast`` (R + 1, targets·quantiles), float32.
+            ``slots`` (R·F,), ``cluster`` (C,) and ``forecast`` ((R + 1)·targets·quantiles,), float32, slot by slot.
         """
         fleet, size = self.fleet, len(self.fleet)
         slots = np.empty((size, len(self.slot_features)), np.float32)
@@ -163,7 +163,7 @@ class ObservationBuilder:
         flat = forecast_w.reshape(size + 1, -1)
         forecast[:size] = flat[:size] / self._tdp_w[:, None]
         forecast[size] = flat[size] / self._total_w
-        observation = {"slots": slots, "cluster": cluster, "forecast": forecast}
+        observation = {"slots": slots.ravel(), "cluster": cluster, "forecast": forecast.ravel()}
         for value in observation.values():
             np.clip(value, -LIMIT, LIMIT, out=value)
         return observation

@@ -121,7 +121,9 @@ class SimulatedPlant:
         if action.clock_ratio is not None:
             cluster.lock_clock(action.clock_ratio)
         if action.lifecycle is not None:
-            for slot in np.flatnonzero((action.lifecycle != Target.KEEP) & (action.lifecycle != cluster.lifecycle.target)):
+            for slot in np.flatnonzero(
+                (action.lifecycle != Target.KEEP) & (action.lifecycle != cluster.lifecycle.target)
+            ):
                 cluster.command(int(slot), int(action.lifecycle[slot]))
         if action.place != NOWHERE and self.pending and self._is_free(action.place):
             cluster.command(action.place, Target.SERVE + self.pending.popleft())
@@ -168,9 +170,7 @@ class SimulatedPlant:
         arrived = slice(self._arrived, cluster.arrived)
         self._arrived = cluster.arrived
         now_s = cluster.now_ps / PS_PER_S
-        ready_in_s = np.where(
-            slots["status"] == LOADING, (cluster.lifecycle.ready_ps - cluster.now_ps) / PS_PER_S, 0.0
-        )
+        ready_in_s = np.where(slots["status"] == LOADING, (cluster.lifecycle.ready_ps - cluster.now_ps) / PS_PER_S, 0.0)
         power_w = history.column("metered_w", tick)
         return Telemetry(
             power_w=power_w if len(power_w) else np.zeros((1, len(self._fleet))),

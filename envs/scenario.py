@@ -22,7 +22,9 @@ class SloSpec(_Spec):
     """A request meets its SLO if both hold."""
 
     ttft_s: float = Field(default=2.0, gt=0, description="Time to first token at most, seconds.")
-    tpot_s: float = Field(default=0.05, gt=0, description="Mean time per output token after the first at most, seconds.")
+    tpot_s: float = Field(
+        default=0.05, gt=0, description="Mean time per output token after the first at most, seconds."
+    )
 
 
 class BudgetSpec(_Spec):
@@ -116,7 +118,11 @@ def load_scenario(source: str | Path | dict[str, Any] | Scenario) -> Scenario:
         return _parse(tomllib.loads(file.read_text()), f"{text}.toml")
     path = Path(source)
     if path.suffix != ".toml":
-        raise InputError(f"scenario '{text}'", "there is none of that name", f"Use one of {', '.join(scenario_names())}, or the path of a .toml file")
+        raise InputError(
+            f"scenario '{text}'",
+            "there is none of that name",
+            f"Use one of {', '.join(scenario_names())}, or the path of a .toml file",
+        )
     try:
         content = tomllib.loads(path.read_text())
     except OSError as fault:
@@ -137,9 +143,13 @@ def _explain(fault: ValidationError) -> tuple[str, str]:
     """The first errors of pydantic as problem and remedy."""
     problems, unknown = [], False
     for error in fault.errors()[:3]:
-        field = ".".join(f"[{part}]" if isinstance(part, int) else str(part) for part in error["loc"]).replace(".[", "[")
+        field = ".".join(f"[{part}]" if isinstance(part, int) else str(part) for part in error["loc"]).replace(
+            ".[", "["
+        )
         unknown |= error["type"] == "extra_forbidden"
-        message = "is not a known key" if error["type"] == "extra_forbidden" else error["msg"].removeprefix("Value error, ")
+        message = (
+            "is not a known key" if error["type"] == "extra_forbidden" else error["msg"].removeprefix("Value error, ")
+        )
         problems.append(f"{field or 'the scenario'}: {message}")
     remedy = "Remove it or check its spelling" if unknown else "Change it as said"
     return "; ".join(problems), remedy

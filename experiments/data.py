@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import json
 import sys
 import urllib.error
 import urllib.request
@@ -19,19 +18,19 @@ from rich.table import Table
 
 from ..simulator.errors import InputError
 from ..simulator.workload.combine import repeat as repeat_table
-from ..simulator.workload.files import whole
+from ..simulator.files import whole
 from ..simulator.workload.formats import READERS, WRITERS, read_workload, write_workload
 from ..simulator.workload.traces import TRACES, Trace, cache_path, cached, find
+from .output import JsonOption, write_json
 
 CHUNK = 1 << 18
 TIMEOUT_S = 30.0
 
 app = typer.Typer(help="Published traces: list, fetch, convert.", no_args_is_help=True)
-Json = Annotated[str | None, typer.Option("--json", help="Write the result as JSON to this file; - is stdout")]
 
 
 @app.command("list", epilog="Example: llmcluster data list --json traces.json")
-def list_traces(json_file: Json = None) -> None:
+def list_traces(json_file: JsonOption = None) -> None:
     """List the traces that can be fetched, with their source and licence."""
     rows = [
         {"name": name, "fetched": cache_path(name).is_file(), "path": str(cache_path(name)), **trace.model_dump()}
@@ -50,7 +49,7 @@ def fetch_command(
     url: Annotated[str | None, typer.Option(help="Fetch from this mirror instead")] = None,
     allow_unverified: Annotated[bool, typer.Option(help="Accept a trace whose SHA-256 is not known")] = False,
     force: Annotated[bool, typer.Option(help="Fetch again even if it is there")] = False,
-    json_file: Json = None,
+    json_file: JsonOption = None,
 ) -> None:
     """Download a trace into the cache folder and check its size and SHA-256."""
     result = fetch(name, url, allow_unverified=allow_unverified, force=force)
@@ -72,7 +71,7 @@ def convert_command(
     ] = None,
     rate_factor: Annotated[float, typer.Option(help="Play it this many times as fast")] = 1.0,
     repeat: Annotated[int, typer.Option(help="Play it this many times over")] = 1,
-    json_file: Json = None,
+    json_file: JsonOption = None,
 ) -> None:
     """Convert a trace to another format."""
     path = cached(source) if source in TRACES else Path(source)
@@ -165,11 +164,6 @@ def _warn(text: str) -> None:
 
 def _report(result: dict[str, Any], human: Any, json_file: str | None) -> None:
     """Prints for people, or JSON alone where stdout is asked for it."""
-    text = json.dumps(result, indent=2) + "\n"
-    if json_file == "-":
-        sys.stdout.write(text)
-        return
-    Console(soft_wrap=isinstance(human, str), highlight=False, markup=False).print(human)
-    if json_file is not None:
-        with whole(Path(json_file)) as partial:
-            partial.write_text(text, encoding="utf-8")
+    if json_file != "-":
+        Console(soft_wrap=isinstance(human, str), highlight=False, markup=False).print(human)
+    write_json(result, json_file)

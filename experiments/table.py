@@ -18,49 +18,56 @@ from ..simulator.errors import InputError
 from .results import Episode, Evaluation
 from .statistics import Interval, mean_interval, paired_interval
 
-CLAIRVOYANT_MARK = "†"
-CLAIRVOYANT_NOTE = f"{CLAIRVOYANT_MARK} knows the future: a bound, not a competitor"
+CLAIRVOYANT_NOTE = "† knows the future: a bound, not a competitor"
 DIFFERENCE = "reward_difference"
+COLUMNS_PER_TABLE = 6
 
 
 @dataclass(frozen=True)
-class Metric:
-    """One figure of an episode.
+class Column:
+    """How a figure is shown.
 
     Attributes:
         key: Name in JSON.
         title: Heading.
         unit: Unit, empty if it has none.
         digits: Decimals shown.
-        of: Takes it from an episode, in that unit.
     """
 
     key: str
     title: str
     unit: str
     digits: int
-    of: Callable[[Episode], float]
-
-    @property
-    def heading(self) -> str:
-        """Title and unit."""
-        return f"{self.title}, {self.unit}" if self.unit else self.title
 
 
-METRICS = (
-    Metric("reward", "reward", "", 2, lambda e: e.reward),
-    Metric("goodput", "goodput", "tokens/s", 0, lambda e: e.summary.goodput_tokens_per_s),
-    Metric("energy_per_output_token", "energy per output token", "J", 3, lambda e: e.summary.energy_per_output_token_j),
-    Metric("slo_attainment", "SLO attainment", "%", 2, lambda e: 100 * e.summary.slo_attainment),
-    Metric("over_budget", "over budget", "s", 1, lambda e: e.summary.over_budget_s),
-    Metric("ttft_p50", "TTFT p50", "s", 3, lambda e: e.summary.ttft_s.p50),
-    Metric("ttft_p99", "TTFT p99", "s", 3, lambda e: e.summary.ttft_s.p99),
-    Metric("tpot_p50", "TPOT p50", "s", 4, lambda e: e.summary.tpot_s.p50),
-    Metric("tpot_p99", "TPOT p99", "s", 4, lambda e: e.summary.tpot_s.p99),
-    Metric("mean_power", "mean power", "W", 0, lambda e: e.summary.mean_power_w),
-    Metric("peak_power", "peak power", "W", 0, lambda e: e.summary.peak_power_w),
+COLUMNS = (
+    Column("reward", "reward", "", 2),
+    Column(DIFFERENCE, "Δ reward", "", 2),
+    Column("goodput", "goodput", "tokens/s", 0),
+    Column("energy_per_output_token", "energy/token", "J", 3),
+    Column("slo_attainment", "within SLO", "%", 2),
+    Column("over_budget", "over budget", "s", 1),
+    Column("ttft_p50", "TTFT p50", "s", 3),
+    Column("ttft_p99", "TTFT p99", "s", 3),
+    Column("tpot_p50", "TPOT p50", "ms", 1),
+    Column("tpot_p99", "TPOT p99", "ms", 1),
+    Column("mean_power", "mean power", "W", 0),
+    Column("peak_power", "peak power", "W", 0),
 )
-"""Percentiles are each episode's own; their mean is shown."""
+FIGURES: Mapping[str, Callable[[Episode], float]] = {
+    "reward": lambda e: e.reward,
+    "goodput": lambda e: e.summary.goodput_tokens_per_s,
+    "energy_per_output_token": lambda e: e.summary.energy_per_output_token_j,
+    "slo_attainment": lambda e: 100 * e.summary.slo_attainment,
+    "over_budget": lambda e: e.summary.over_budget_s,
+    "ttft_p50": lambda e: e.summary.ttft_s.p50,
+    "ttft_p99": lambda e: e.summary.ttft_s.p99,
+    "tpot_p50": lambda e: 1000 * e.summary.tpot_s.p50,
+    "tpot_p99": lambda e: 1000 * e.summary.tpot_s.p99,
+    "mean_power": lambda e: e.summary.mean_power_w,
+    "peak_power": lambda e: e.summary.peak_power_w,
+}
+"""A figure of one episode, in its column's unit. Latency percentiles are the episode's own; tables show their mean."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,10 +78,8 @@ class Row:
         agent: Its name.
         clairvoyant: Whether it knows the future.
         best: Whether its mean reward is the highest of those that do not.
-        values: Each metric's value per episode, by seed (n,).
-        intervals: Each metric's mean and 95 % interval.
-        difference: Reward minus the reference's on the same seeds, per episode (n,).
-        against: Mean and 95 % interval of that difference.
+        values: Value per episode, by the keys of :data:`COLUMNS`, in the order of the seeds (n,).
+        intervals: Mean and 95 % interval, by the same keys.
     """
 
     agent: str
@@ -82,13 +87,11 @@ class Row:
     best: bool
     values: Mapping[str, NDArray[np.float64]]
     intervals: Mapping[str, Interval]
-    difference: NDArray[np.float64]
-    against: Interval
 
     @property
     def label(self) -> str:
         """The name, marked if it is clairvoyant."""
-        return f"{self.agent} {CLAIRVOYANT_MARK}" if self.clairvoyant else self.agent
+        return f"{self.agent} †" if self.clairvoyant else self.agent
 
 
 def rows(evaluation: Evaluation, seed: int = 0, reference: str | None = None) -> list[Row]:
@@ -96,8 +99,8 @@ def rows(evaluation: Evaluation, seed: int = 0, reference: str | None = None) ->
 
     Args:
         evaluation: The evaluation.
-        seed: Seeds the bootstrap; every interval draws from its own start, so rows do not depend on one another.
-        reference: Agent that rewards are compared with; the first one by default.
+        seed: Seeds every interval's bootstrap anew, so that none depends on what else the table holds.
+        reference: Agent that rewards are compared with on common seeds; the first one by default.
 
     Returns:
         The rows.
@@ -106,37 +109,31 @@ def rows(evaluation: Evaluation, seed: int = 0, reference: str | None = None) ->
         InputError: There is no agent, no such reference, or the agents did not play the same seeds.
     """
     reference = reference_of(evaluation, reference)
-    episodes = {agent: evaluation.of(agent) for agent in evaluation.agents}
-    seeds = [e.seed for e in episodes[reference]]
-    for agent, played in episodes.items():
-        if not played or [e.seed for e in played] != seeds:
+    seeds = [e.seed for e in evaluation.of(reference)]
+    values: dict[str, dict[str, NDArray[np.float64]]] = {}
+    for agent in evaluation.agents:
+        episodes = evaluation.of(agent)
+        if not seeds or [e.seed for e in episodes] != seeds:
             raise InputError(
-                f"agent '{agent}'", f"did not play the seeds of '{reference}'", "Evaluate both on the same"
+                f"agent '{agent}'", f"it did not play the seeds of '{reference}'", "Evaluate both on the same"
             )
-    values = {
-        agent: {m.key: np.array([m.of(e) for e in played]) for m in METRICS} for agent, played in episodes.items()
-    }
+        values[agent] = {key: np.array([figure(e) for e in episodes]) for key, figure in FIGURES.items()}
     fair = [agent for agent in evaluation.agents if agent not in evaluation.clairvoyant]
     best = max(fair, key=lambda agent: float(values[agent]["reward"].mean()), default=None)
     base = values[reference]["reward"]
-    return [
-        Row(
-            agent=agent,
-            clairvoyant=agent in evaluation.clairvoyant,
-            best=agent == best,
-            values=of_agent,
-            intervals={key: mean_interval(sample, np.random.default_rng(seed)) for key, sample in of_agent.items()},
-            difference=of_agent["reward"] - base,
-            against=paired_interval(of_agent["reward"], base, np.random.default_rng(seed)),
-        )
-        for agent, of_agent in values.items()
-    ]
+    table = []
+    for agent, sample in values.items():
+        intervals = {key: mean_interval(of_key, np.random.default_rng(seed)) for key, of_key in sample.items()}
+        intervals[DIFFERENCE] = paired_interval(sample["reward"], base, np.random.default_rng(seed))
+        sample[DIFFERENCE] = sample["reward"] - base
+        table.append(Row(agent, agent in evaluation.clairvoyant, agent == best, sample, intervals))
+    return table
 
 
 def reference_of(evaluation: Evaluation, reference: str | None) -> str:
     """The agent that others are compared with: the one named, or the first."""
     if not evaluation.agents:
-        raise InputError("evaluation", "it holds no agent", "Name at least one agent")
+        raise InputError("evaluation", "it holds no agent", "Evaluate at least one")
     if reference is None:
         return evaluation.agents[0]
     if reference not in evaluation.agents:
@@ -145,58 +142,48 @@ def reference_of(evaluation: Evaluation, reference: str | None) -> str:
     return reference
 
 
+def formatted(interval: Interval, column: Column) -> tuple[str, str]:
+    """An interval as text: the mean (a dash if there is none) and the bounds (empty if there are none)."""
+    sign = "+" if column.key == DIFFERENCE else "-"
+    mean, low, high = (f"{x:{sign},.{column.digits}f}" for x in interval)
+    return "–" if math.isnan(interval.mean) else mean, "" if math.isnan(interval.low) else f"{low} … {high}"
+
+
+def caption(evaluation: Evaluation, reference: str) -> str:
+    """What the figures are."""
+    return (
+        f"Scenario {evaluation.scenario}, workload {evaluation.workload}: means of {len(evaluation.of(reference))} "
+        f"episodes with 95 % intervals; Δ reward is against {reference} on the same seeds."
+    )
+
+
 def print_table(evaluation: Evaluation, console: Console, seed: int = 0, reference: str | None = None) -> None:
-    """Prints the figures as two tables, bounds under the means; the best agent is bold, clairvoyant ones are marked.
+    """Prints two tables, bounds under the means; the best agent is bold, clairvoyant ones are marked.
 
     Args:
         evaluation: The evaluation.
-        console: Where to; 120 columns hold it.
+        console: Where to; some 130 columns hold it.
         seed: Seeds the bootstrap.
         reference: Agent that rewards are compared with; the first one by default.
     """
     reference = reference_of(evaluation, reference)
     lines = rows(evaluation, seed, reference)
-    console.print(
-        Text(
-            f"{evaluation.scenario}, {evaluation.workload}: means of {len(lines[0].difference)} episodes, 95 % intervals"
-        )
-    )
-    for metrics in (METRICS[:5], METRICS[5:]):
+    console.print(Text(caption(evaluation, reference)))
+    for first in range(0, len(COLUMNS), COLUMNS_PER_TABLE):
+        columns = COLUMNS[first : first + COLUMNS_PER_TABLE]
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("agent", no_wrap=True)
-        headings = [f"{m.title}\n{m.unit}" for m in metrics]
-        if metrics[0].key == "reward":
-            headings.insert(1, f"reward minus\n{reference}")
-        for heading in headings:
-            table.add_column(Text(heading), justify="right")
+        table.add_column("agent")
+        for column in columns:
+            table.add_column(Text(f"{column.title}\n{column.unit}"), justify="right", no_wrap=True)
         for row in lines:
-            cells = [_cell(row.intervals[m.key], m.digits) for m in metrics]
-            if metrics[0].key == "reward":
-                cells.insert(1, _cell(row.against, metrics[0].digits, "+"))
+            cells = []
+            for column in columns:
+                mean, bounds = formatted(row.intervals[column.key], column)
+                cells.append(Text(mean).append(f"\n{bounds}", style="dim not bold"))
             table.add_row(Text(row.label), *cells, style="bold" if row.best else "")
         console.print(table)
-    if evaluation.clairvoyant:
-        console.print(Text(CLAIRVOYANT_NOTE), style="dim")
-
-
-def _cell(interval: Interval, digits: int, sign: str = "-") -> Text:
-    mean, bounds = formatted(interval, digits, sign)
-    return Text(mean).append(f"\n{bounds}" if bounds else "", style="not bold dim")
-
-
-def formatted(interval: Interval, digits: int, sign: str = "-") -> tuple[str, str]:
-    """An interval as text.
-
-    Args:
-        interval: The interval.
-        digits: Decimals.
-        sign: ``+`` to show the sign of positive numbers too.
-
-    Returns:
-        The mean (a dash if there is none) and the bounds (empty if there are none).
-    """
-    mean, low, high = (f"{x:{sign},.{digits}f}" for x in interval)
-    return "–" if math.isnan(interval.mean) else mean, "" if math.isnan(interval.low) else f"{low} … {high}"
+    if any(row.clairvoyant for row in lines):
+        console.print(Text(CLAIRVOYANT_NOTE, style="dim"))
 
 
 def as_json(evaluation: Evaluation, seed: int = 0, reference: str | None = None) -> dict[str, Any]:
@@ -212,10 +199,6 @@ def as_json(evaluation: Evaluation, seed: int = 0, reference: str | None = None)
         and ``agents``: name → metric → ``mean``, ``low``, ``high``, ``per_episode`` (in the order of the seeds).
     """
     reference = reference_of(evaluation, reference)
-    agents = {}
-    for row in rows(evaluation, seed, reference):
-        metrics = {key: _plain(row.intervals[key], sample) for key, sample in row.values.items()}
-        agents[row.agent] = {**metrics, DIFFERENCE: _plain(row.against, row.difference)}
     return {
         "scenario": evaluation.scenario,
         "workload": evaluation.workload,
@@ -223,14 +206,17 @@ def as_json(evaluation: Evaluation, seed: int = 0, reference: str | None = None)
         "reference": reference,
         "clairvoyant": sorted(evaluation.clairvoyant),
         "wall_s": evaluation.wall_s,
-        "units": {**{m.key: m.unit for m in METRICS}, DIFFERENCE: ""},
-        "agents": agents,
+        "units": {column.key: column.unit for column in COLUMNS},
+        "agents": {
+            row.agent: {c.key: _plain(row.intervals[c.key], row.values[c.key]) for c in COLUMNS}
+            for row in rows(evaluation, seed, reference)
+        },
     }
 
 
 def _plain(interval: Interval, per_episode: NDArray[np.float64]) -> dict[str, Any]:
     return {
-        **{key: _finite(value) for key, value in interval._asdict().items()},
+        **{name: _finite(value) for name, value in interval._asdict().items()},
         "per_episode": [_finite(value) for value in per_episode.tolist()],
     }
 

@@ -51,5 +51,3 @@ class NoForecast:
     def update(self, power_w: NDArray[np.float64]) -> NDArray[np.float64]:
         """Zeros, (series, 4, 3)."""
         return np.zeros((power_w.shape[1], *SHAPE))
-
-

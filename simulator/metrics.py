@@ -114,7 +114,9 @@ class Summary:
     e2e_s: Latencies
 
 
-def summarize(cluster: Cluster, limits: SloLimits, budget_w: NDArray[np.float64] | None = None, warmup_s: int = 0) -> Summary:
+def summarize(
+    cluster: Cluster, limits: SloLimits, budget_w: NDArray[np.float64] | None = None, warmup_s: int = 0
+) -> Summary:
     """Summarises a run.
 
     Args:

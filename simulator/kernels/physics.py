@@ -65,7 +65,9 @@ def close_bin(engine: Engine, r: int, b: int) -> None:
     temperature = slot.inlet_c
     for pole in range(2):
         decay = engine.thermal[d, DECAY, pole]
-        engine.pole_k[r, pole] = engine.pole_k[r, pole] * decay + engine.thermal[d, RESISTANCE, pole] * gpu_w * (1.0 - decay)
+        engine.pole_k[r, pole] = engine.pole_k[r, pole] * decay + engine.thermal[d, RESISTANCE, pole] * gpu_w * (
+            1.0 - decay
+        )
         temperature += engine.pole_k[r, pole]
     now.temperature_c = temperature
     if slot.throttled == 0 and temperature >= dep.throttle_c:

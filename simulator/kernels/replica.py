@@ -135,9 +135,7 @@ def preempt_newest(engine: Engine, r: int) -> None:
     else:
         newest = 0
         for i in range(1, slot.decodes):
-            if (
-                requests[engine.heap_request[r, i]].admission > requests[engine.heap_request[r, newest]].admission
-            ):
+            if requests[engine.heap_request[r, i]].admission > requests[engine.heap_request[r, newest]].admission:
                 newest = i
         request = forget_decode(engine, r, newest)
     requests[request].status = WAITING

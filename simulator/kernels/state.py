@@ -26,13 +26,16 @@ STATUS_NAMES = ("empty", "loading", "serving", "draining", "sleeping")
 
 # Request life.
 PENDING, AT_GATEWAY, WAITING, RUNNING, FINISHED, REJECTED, TIMED_OUT = 0, 1, 2, 3, 4, 5, 6
+REQUEST_STATUS_NAMES = ("pending", "at_gateway", "waiting", "running", "finished", "rejected", "timed_out")
 
 # Routers.
 ROUND_ROBIN, LEAST_OUTSTANDING = 0, 1
 ROUTER_NAMES = ("round-robin", "least-outstanding")
 
 # Cursor cells.
-C_ARRIVAL, C_DONE, C_NOW, C_GATEWAY_HEAD, C_GATEWAY_TAIL, C_GATEWAY_COUNT, C_RELEASES, C_CLOSED_LOOP, C_ADMITTED = range(9)
+C_ARRIVAL, C_DONE, C_NOW, C_GATEWAY_HEAD, C_GATEWAY_TAIL, C_GATEWAY_COUNT, C_RELEASES, C_CLOSED_LOOP, C_ADMITTED = (
+    range(9)
+)
 CURSORS = 9
 
 # Planes of Engine.cost, Engine.ladder and Engine.thermal.
@@ -96,7 +99,13 @@ class Engine(NamedTuple):
 
 
 def allocate(
-    deployments: Records, cost: I64, ladder: F64, thermal: F64, requests: Records, slots: int, engine_limits: tuple[int, int]
+    deployments: Records,
+    cost: I64,
+    ladder: F64,
+    thermal: F64,
+    requests: Records,
+    slots: int,
+    engine_limits: tuple[int, int],
 ) -> Engine:
     """An engine at time zero with empty slots.
 

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
 from ..units import MAX_TIME_S, PS_PER_S
-from .files import whole
+from ..files import whole
 
 ANY_MODEL = -1
 NO_SESSION = -1

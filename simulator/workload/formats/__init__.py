@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...errors import InputError
-from ..files import readable
+from ...files import readable
 from ..table import RequestTable
 from .azure import read_azure
 from .burstgpt import read_burstgpt

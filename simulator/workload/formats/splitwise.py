@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pv
 
-from ..files import whole
+from ...files import whole
 from ..table import RequestTable
 from .columns import ps_decimal
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv as pv
 
-from ..files import whole
+from ...files import whole
 from ..table import RequestTable
 from .columns import decimal_ps, from_first, positive_tokens, ps_decimal, read_columns
 

@@ -1,0 +1,52 @@
+"""The candidates for the best constant action."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..envs.actions import ROUTERS
+from .base import Task
+from .scaling import PROMPT_TOKENS, capacity_requests_per_s
+from .static import Constant, only
+
+MAX_CANDIDATES = 400
+CAP_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def candidates(task: Task) -> dict[str, Constant]:
+    """A grid over constant actions, each under a name that says what it does.
+
+    Slots are alike if they have the same GPU and start with the same model. The grid takes every number of serving
+    slots of each kind (coarser where there are many), five caps, both routers, and weights equal or by capacity.
+
+    Args:
+        task: What may be known beforehand.
+
+    Returns:
+        Agents by name.
+    """
+    slots = task.blueprint.slots
+    kinds = list(dict.fromkeys((s.spec.gpu, s.spec.tp, s.spec.model) for s in slots))
+    members = [[r for r, s in enumerate(slots) if (s.spec.gpu, s.spec.tp, s.spec.model) == kind] for kind in kinds]
+    capacity = capacity_requests_per_s(task, PROMPT_TOKENS, task.scenario.reward.tokens_per_request)
+    weights: dict[str, NDArray[np.float64] | None] = {"equal": None, "by capacity": capacity / capacity.max()}
+    if len(kinds) == 1:
+        del weights["by capacity"]
+    per_point = len(CAP_SHARES) * len(ROUTERS) * len(weights)
+    each = max(2, int((MAX_CANDIDATES / per_point) ** (1 / len(kinds))))
+    counts = [np.unique(np.linspace(0, len(m), min(len(m) + 1, each)).round().astype(int)) for m in members]
+    found: dict[str, Constant] = {}
+    for on in itertools.product(*counts):
+        chosen = np.zeros(len(slots), bool)
+        for number, member in zip(on, members, strict=True):
+            chosen[member[:number]] = True
+        if not chosen.any():
+            continue
+        what = " + ".join(f"{n} {gpu}" for n, (gpu, _, _) in zip(on, kinds, strict=True) if n)
+        for share, router, (kind, weight) in itertools.product(CAP_SHARES, ROUTERS, weights.items()):
+            name = f"{what}, caps at {share:.0%} of their range, {router}, weights {kind}"
+            found[name] = Constant(task, only(task, chosen, share, router, weight))
+    return found

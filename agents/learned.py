@@ -1,0 +1,131 @@
+"""Trained policies on disk: weights as safetensors and what they mean as JSON, no pickles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from ..envs.cluster_env import LLMClusterEnv
+from ..envs.observation import Observation
+from ..simulator.errors import InputError
+from ..simulator.files import whole
+from .base import State, Task
+from .heads import HeadsDistribution
+from .network import Actor, NetworkSpec
+
+FORMAT = 1
+DESCRIPTION, WEIGHTS = "agent.json", "policy.safetensors"
+MAX_WEIGHT_BYTES = 64 * 2**20
+
+
+def network_spec(env: LLMClusterEnv, width: int = 64) -> NetworkSpec:
+    """The network for an environment's observation and action."""
+    lengths = {name: box.shape[0] for name, box in env.observation_space.spaces.items()}  # type: ignore[attr-defined]
+    return NetworkSpec.of(env.codec.layout, lengths, len(env.observations.forecast_features), width)
+
+
+def save_agent(folder: Path, actor: Actor, about: Mapping[str, Any]) -> None:
+    """Writes an agent so that it can be loaded for any cluster size.
+
+    Args:
+        folder: Where to; made if missing.
+        actor: The network.
+        about: Plain values that say how it came about.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    description = {"format": FORMAT, "network": actor.spec.as_dict(), **about}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in actor.state_dict().items()}
+    for name, content in ((WEIGHTS, save(weights)), (DESCRIPTION, json.dumps(description, indent=1).encode())):
+        with whole(folder / name) as partial:
+            partial.write_bytes(content)
+
+
+class LearnedAgent:
+    """A trained policy.
+
+    Args:
+        task: What it is to act on: any number of slots, but the features and groups it was trained with.
+        folder: What :func:`save_agent` wrote.
+
+    Raises:
+        InputError: The folder holds no agent, a damaged one, or one for other features.
+    """
+
+    clairvoyant = False
+
+    def __init__(self, task: Task, folder: Path) -> None:
+        about = _read_description(folder)
+        known = set(NetworkSpec.__dataclass_fields__)
+        given = about.get("network", {})
+        if set(given) != known:
+            raise InputError(str(folder / DESCRIPTION), "has no network description", "Train the agent again")
+        spec = NetworkSpec(
+            **{**given, "slot_groups": tuple(given["slot_groups"]), "cluster_heads": tuple(given["cluster_heads"])}
+        )
+        lengths = {name: box.shape[0] for name, box in task.observations.space().spaces.items()}  # type: ignore[misc]
+        wanted = NetworkSpec.of(task.codec.layout, lengths, len(task.observations.forecast_features))
+        if replace(spec, width=wanted.width) != wanted:
+            raise InputError(
+                str(folder),
+                f"was trained for {_differences(spec, wanted)}",
+                "Train an agent on this scenario, or evaluate it on its own",
+            )
+        if task.codec.encoding != "discrete":
+            raise InputError(str(folder), "needs discrete actions", "Make the environment with encoding='discrete'")
+        self.about = about
+        self._actor = Actor(spec)
+        self._load(folder / WEIGHTS)
+        self._heads = HeadsDistribution([int(n) for n in task.codec.layout.sizes])
+
+    def _load(self, path: Path) -> None:
+        try:
+            if path.stat().st_size > MAX_WEIGHT_BYTES:
+                raise InputError(str(path), "is larger than any agent", "Check that it is the right file")
+            self._actor.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as fault:
+            raise InputError(str(path), f"holds no weights for this agent ({fault})", "Train it again") from fault
+        self._actor.eval()
+
+    def predict(
+        self,
+        observation: Observation,
+        state: State = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = True,
+        action_masks: NDArray[np.bool_] | None = None,
+    ) -> tuple[NDArray[Any], State]:
+        """Action for one observation or a batch of them; see :class:`Agent`."""
+        single = observation["cluster"].ndim == 1
+        tensors = {k: torch.as_tensor(v[None] if single else v) for k, v in observation.items()}
+        with torch.no_grad():
+            heads = self._heads.proba_distribution(self._actor(tensors))
+            heads.apply_masking(action_masks)
+            actions = heads.get_actions(deterministic=deterministic).numpy()
+        return (actions[0] if single else actions), state
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / DESCRIPTION
+    try:
+        about: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as fault:
+        raise InputError(
+            str(path), f"cannot be read ({fault})", "Give a folder that `llmcluster train` wrote"
+        ) from fault
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise InputError(str(path), "is of another format", "Train the agent again with this version")
+    return about
+
+
+def _differences(spec: NetworkSpec, wanted: NetworkSpec) -> str:
+    pairs = ((k, v, wanted.as_dict()[k]) for k, v in spec.as_dict().items() if k != "width")
+    return ", ".join(f"{name} {had} instead of {needed}" for name, had, needed in pairs if had != needed)

@@ -1,0 +1,40 @@
+"""Agents by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..simulator.errors import InputError
+from .base import Agent, Task
+from .scaling import Clairvoyant, FollowLoad
+from .static import LeastOutstanding, Random, RoundRobin, UniformCap
+
+AGENTS: dict[str, Callable[[Task], Agent]] = {
+    "random": Random,
+    "round-robin": RoundRobin,
+    "least-outstanding": LeastOutstanding,
+    "uniform-cap": UniformCap,
+    "follow-load": FollowLoad,
+    "clairvoyant": Clairvoyant,
+}
+"""Agents that need nothing but the task. Add your own here, or pass any object with ``predict`` to the evaluator."""
+
+BEST_CONSTANT = "best-constant"
+"""The best constant action, which is found on validation traffic first; see ``experiments/tune.py``."""
+
+
+def make_agent(name: str, task: Task) -> Agent:
+    """An agent by name, or from the folder that training wrote.
+
+    Raises:
+        InputError: There is neither an agent nor a folder of that name.
+    """
+    if name in AGENTS:
+        return AGENTS[name](task)
+    if Path(name).is_dir():
+        from .learned import LearnedAgent  # torch is loaded only by those who need it
+
+        return LearnedAgent(task, Path(name))
+    known = ", ".join([*AGENTS, BEST_CONSTANT])
+    raise InputError(f"agent '{name}'", "there is none of that name", f"Use {known}, or a folder of `llmcluster train`")

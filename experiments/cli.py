@@ -1,0 +1,160 @@
+"""The command line: ``llmcluster VERB``. Verbs import what they need when they run, so that help is quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from .. import __version__
+from ..simulator.errors import InputError
+from .output import JsonOption, SeedOption, people, progress_bar, write_json
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="A simulator of LLM-serving GPU clusters, as a Gymnasium environment, with agents that run it.",
+)
+
+ScenarioOption = Annotated[str, typer.Option(help="Name of a scenario, or path of a TOML file")]
+WorkloadOption = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="A trace (or the name of a fetched one) in place of the scenario's own"),
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version")
+    ] = False,
+) -> None:
+    """Options that go before the verb."""
+
+
+@app.command(
+    epilog="Example: llmcluster simulate --workload trace.csv --agent least-outstanding --out runs/one --json -"
+)
+def simulate(
+    scenario: ScenarioOption = "default",
+    workload: WorkloadOption = None,
+    agent: Annotated[str, typer.Option(help="Name of an agent, or a folder that `train` wrote")] = "least-outstanding",
+    seed: SeedOption = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for requests.parquet and seconds.parquet")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Run one agent through a workload, to the last token, and report latency, tokens and energy."""
+    from ..envs.scenario import load_scenario
+    from .simulate import simulate as run
+    from .simulate import write_tables
+    from .splits import read_trace
+    from .summary import print_summary
+
+    requests = read_trace(workload) if workload else None
+    with progress_bar() as progress:
+        plant, result = run(load_scenario(scenario), agent, seed, progress, requests)
+    console = people(json_file)
+    print_summary(result, console)
+    if out is not None:
+        for name, path in write_tables(plant, out).items():
+            console.print(f"{name}: {path}")
+    write_json(result, json_file)
+
+
+@app.command(epilog="Example: llmcluster train --algo maskable-ppo --timesteps 300000 --out runs/ppo")
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the run; give it again to go on after a stop")],
+    algo: Annotated[str, typer.Option(help="ppo or maskable-ppo")] = "ppo",
+    scenario: ScenarioOption = "default",
+    workload: WorkloadOption = None,
+    timesteps: Annotated[int, typer.Option(min=1, help="Environment steps in all")] = 300_000,
+    seed: SeedOption = 0,
+    processes: Annotated[int, typer.Option(min=1, help="More than 1 steps each environment in its own process")] = 1,
+    json_file: JsonOption = None,
+) -> None:
+    """Train an agent. TensorBoard logs and checkpoints go into the folder; a killed run goes on where it was."""
+    from ..envs.scenario import load_scenario
+    from .splits import Split
+    from .train import TrainConfig
+    from .train import train as run
+
+    chosen = load_scenario(scenario)
+    if workload:
+        chosen = Split(chosen, workload, out.with_name(f"{out.name}-workload")).scenario("training")
+    console = people(json_file)
+    result = run(TrainConfig(algo, chosen, timesteps, seed, processes=processes), out, people("-"))
+    console.print(f"{result['timesteps']:,} steps, {result['timesteps_now']:,} of them now: {out}")
+    write_json(result, json_file)
+
+
+@app.command(
+    epilog="Example: llmcluster evaluate --agents round-robin,best-constant,runs/ppo --episodes 10 --out runs/report"
+)
+def evaluate(
+    agents: Annotated[
+        str, typer.Option(help="Names of agents and folders that `train` wrote, by comma; the first is the reference")
+    ] = ("round-robin,least-outstanding,uniform-cap,best-constant,follow-load,clairvoyant"),
+    scenario: ScenarioOption = "default",
+    workload: WorkloadOption = None,
+    episodes: Annotated[int, typer.Option(min=1, help="Held-out episodes per agent")] = 10,
+    seed: SeedOption = 0,
+    out: Annotated[Path, typer.Option(help="Folder for report.html")] = Path("runs/evaluation"),
+    json_file: JsonOption = None,
+) -> None:
+    """Compare agents on the same held-out traffic: a table with 95 % intervals, and an HTML report with plots."""
+    from ..envs.scenario import load_scenario
+    from .evaluate import evaluate as run
+    from .report import write_report
+    from .splits import Split
+    from .table import as_json, print_table
+
+    chosen = load_scenario(scenario)
+    out.mkdir(parents=True, exist_ok=True)
+    split = Split(chosen, workload, out) if workload else None
+    names = [name.strip() for name in agents.split(",") if name.strip()]
+    with progress_bar() as progress:
+        evaluation, notes = run(chosen, names, episodes, seed, progress, split)
+    console = people(json_file)
+    print_table(evaluation, console, seed)
+    for name, note in notes.items():
+        console.print(f"{name}: {note}")
+    console.print(f"report: {write_report(evaluation, out / 'report.html', seed)}")
+    write_json({**as_json(evaluation, seed), "notes": notes}, json_file)
+
+
+def _add_groups() -> None:
+    from .data import app as data
+
+    app.add_typer(data, name="data")
+
+
+def main() -> None:
+    """Runs the command line; exits with 0 on success, 2 on bad input, 1 if interrupted."""
+    _add_groups()
+    try:
+        app(standalone_mode=False)
+    except InputError as fault:
+        typer.echo(f"error: {fault}", err=True)
+        sys.exit(2)
+    except TyperException as fault:
+        # Without a message it is the help, which has been shown.
+        if str(fault):
+            typer.echo(f"error: {fault} See `llmcluster --help`.", err=True)
+        sys.exit(2)
+    except (typer.Abort, KeyboardInterrupt):
+        typer.echo("interrupted", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Several agents on the same held-out traffic."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.progress import Progress
+
+from ..agents.base import Agent, Task
+from ..agents.best_constant import candidates
+from ..agents.registry import BEST_CONSTANT, make_agent
+from ..envs.cluster_env import LLMClusterEnv
+from ..envs.scenario import Scenario
+from ..simulator.errors import InputError
+from .results import Episode, Evaluation
+from .rollout import play
+from .seeds import held_out_seeds
+from .splits import Split
+from .tune import find_best_constant, tuning_episodes
+
+
+def evaluate(
+    scenario: Scenario,
+    names: Sequence[str],
+    episodes: int,
+    seed: int,
+    progress: Progress,
+    split: Split | None = None,
+    warmup_s: int = 120,
+) -> tuple[Evaluation, dict[str, str]]:
+    """Evaluates agents on common random numbers: every agent meets the same traffic, budgets and start times.
+
+    Args:
+        scenario: The scenario.
+        names: Agents: names, or folders that training wrote.
+        episodes: Held-out episodes per agent.
+        seed: Seed of the episodes.
+        progress: Shows how far it is.
+        split: A trace cut into three; the scenario's own workload by default.
+        warmup_s: Seconds that summaries leave out at the start of each episode.
+
+    Returns:
+        The evaluation, and notes: what the best constant action is.
+
+    Raises:
+        InputError: An agent does not exist or does not fit, or a number is out of range.
+    """
+    if episodes < 1:
+        raise InputError("episodes", f"is {episodes}", "Give at least 1")
+    if not names or len(set(names)) != len(names):
+        raise InputError("agents", f"{','.join(names) or 'none'} given", "Name at least one agent, and each once")
+    began = time.perf_counter()
+    validation = LLMClusterEnv(split.scenario("validation") if split else scenario)
+    env = LLMClusterEnv(split.scenario("held_out") if split else scenario)
+    warmup_s = min(warmup_s, env.scenario.horizon_s // 4)
+    task, notes = Task.of(env), {}
+    agents: dict[str, Agent] = {}
+    for name in names:
+        if name == BEST_CONSTANT:
+            tuning = progress.add_task("tuning best-constant", total=tuning_episodes(len(candidates(task))))
+            notes[name], agents[name] = find_best_constant(validation, seed, lambda: progress.advance(tuning))
+        else:
+            agents[name] = make_agent(name, task)
+    titles = {name: Path(name).name if Path(name).is_dir() and name not in notes else name for name in agents}
+    if len(set(titles.values())) < len(titles):
+        titles = {name: name for name in agents}
+    seeds = held_out_seeds(seed, episodes)
+    playing = progress.add_task("evaluating", total=len(seeds) * len(agents))
+    played: list[Episode] = []
+    for name, agent in agents.items():
+        for episode_seed in seeds:
+            played.append(play(env, agent, titles[name], episode_seed, warmup_s))
+            progress.advance(playing)
+    clairvoyant = frozenset(titles[n] for n, a in agents.items() if getattr(a, "clairvoyant", False))
+    workload = split.name if split else "the scenario's own"
+    wall_s = time.perf_counter() - began
+    return Evaluation(env.scenario.name, workload, tuple(titles.values()), clairvoyant, tuple(played), wall_s), notes

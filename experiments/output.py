@@ -1,0 +1,48 @@
+"""Where results go: tables for people on standard output, JSON for programs, progress on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..simulator.files import whole
+
+JsonOption = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON to this file; - is stdout")
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is drawn")]
+
+
+def people(json_file: str | None) -> Console:
+    """The console for people: standard output, unless JSON has it for itself."""
+    return Console(stderr=json_file == "-", highlight=False)
+
+
+def progress_bar() -> Progress:
+    """A bar with counts and times on standard error."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def write_json(result: dict[str, Any], json_file: str | None) -> None:
+    """Writes ``result`` to a file, whole or not at all, or to standard output; without a file, nowhere."""
+    if json_file is None:
+        return
+    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    if json_file == "-":
+        sys.stdout.write(text)
+        return
+    with whole(Path(json_file)) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -1,0 +1,153 @@
+"""One run of one agent, with everything written down."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.progress import Progress
+
+from ..agents.base import Heuristic, Task
+from ..agents.registry import make_agent
+from ..envs.cluster_env import LLMClusterEnv
+from ..envs.plant import SimulatedPlant
+from ..envs.scenario import Scenario
+from ..simulator.errors import InputError
+from ..simulator.files import whole
+from ..simulator.kernels.state import BIN, FINISHED, REQUEST_STATUS_NAMES, STATUS_NAMES
+from ..simulator.metrics import met_slo
+from ..simulator.units import PS_PER_S
+from ..simulator.workload.table import RequestTable
+
+DRAIN_S = 24 * 3600.0
+
+
+def simulate(
+    scenario: Scenario, agent: str, seed: int, progress: Progress, requests: RequestTable | None = None
+) -> tuple[SimulatedPlant, dict[str, Any]]:
+    """Runs an agent through a workload to the last token.
+
+    Args:
+        scenario: The scenario.
+        agent: Name of the agent, or a folder that training wrote.
+        seed: Seed of all that is drawn.
+        progress: Shows how far it is.
+        requests: Plays these requests, all of them; the scenario's own workload and horizon by default.
+
+    Returns:
+        The plant at the end, and the result as plain values.
+
+    Raises:
+        InputError: The workload is empty, or the agent does not exist.
+    """
+    if requests is not None:
+        if not len(requests):
+            raise InputError("workload", "holds no requests", "Give a trace with at least one")
+        ticks = int(requests.arrival_ps[-1] // (scenario.tick_s * PS_PER_S)) + 1
+        scenario = scenario.model_copy(update={"horizon_s": ticks * scenario.tick_s})
+    began = time.perf_counter()
+    env = LLMClusterEnv(scenario)
+    player = make_agent(agent, Task.of(env))
+    observation, info = env.reset(seed=seed, options={"requests": requests})
+    if isinstance(player, Heuristic):
+        player.watch(env)
+    reward, state, truncated = 0.0, None, False
+    bar = progress.add_task("simulating", total=scenario.ticks)
+    while not truncated:
+        action, state = player.predict(observation, state, None, deterministic=True, action_masks=info["action_mask"])
+        observation, gained, _, truncated, info = env.step(action)
+        reward += gained
+        progress.advance(bar)
+    plant = env.plant
+    assert plant is not None
+    plant.cluster.drain(DRAIN_S)
+    result = {
+        "scenario": scenario.name,
+        "agent": agent,
+        "seed": seed,
+        "reward": reward,
+        **asdict(plant.summary()),
+        "wall_s": time.perf_counter() - began,
+    }
+    return plant, _without_nan(result)
+
+
+def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
+    """``None`` in place of what is not a number, which JSON lacks."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return _without_nan(value)
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    return {key: plain(value) for key, value in values.items()}
+
+
+def write_tables(plant: SimulatedPlant, folder: Path) -> dict[str, Path]:
+    """Writes ``requests.parquet`` (a row per request) and ``seconds.parquet`` (a row per second and slot).
+
+    Args:
+        plant: A plant at the end of its run.
+        folder: Where to; made if missing.
+
+    Returns:
+        Paths by table.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for name, table in (("requests", request_table(plant)), ("seconds", second_table(plant))):
+        paths[name] = folder / f"{name}.parquet"
+        with whole(paths[name]) as partial:
+            pq.write_table(table, partial)
+    return paths
+
+
+def request_table(plant: SimulatedPlant) -> pa.Table:
+    """What became of every request; times in picoseconds since the start, -1 for what did not happen."""
+    cluster = plant.cluster
+    rows, source = cluster.engine.requests, cluster.requests
+    models = np.array([*cluster.blueprint.models, "any"], object)
+    slots = np.array([*(s.name for s in cluster.blueprint.slots), ""], object)
+    first, last, output = rows["first_token_ps"], rows["finish_ps"], rows["output"]
+    done = rows["status"] == FINISHED
+    ttft_s = np.where(first >= 0, (first - rows["arrival_ps"]) / PS_PER_S, np.nan)
+    tpot_s = np.where(done & (output > 1), (last - first) / PS_PER_S / np.maximum(output - 1, 1), np.nan)
+    return pa.table(
+        {
+            "arrival_ps": rows["arrival_ps"],
+            "prompt_tokens": rows["prompt"],
+            "output_tokens": output,
+            "model": pa.array(models[rows["model"]], pa.string()).dictionary_encode(),
+            "slo_class": pa.array(np.array(source.slo_classes, object)[source.slo_class]).dictionary_encode(),
+            "status": pa.array(np.array(REQUEST_STATUS_NAMES, object)[rows["status"]]).dictionary_encode(),
+            "slot": pa.array(slots[rows["slot"]], pa.string()).dictionary_encode(),
+            "admit_ps": rows["admit_ps"],
+            "first_token_ps": first,
+            "finish_ps": last,
+            "preemptions": rows["preemptions"],
+            "ttft_s": pa.array(ttft_s, from_pandas=True),
+            "tpot_s": pa.array(tpot_s, from_pandas=True),
+            "met_slo": met_slo(cluster, np.arange(len(rows)), plant.limits),
+        }
+    )
+
+
+def second_table(plant: SimulatedPlant) -> pa.Table:
+    """Every second of every slot; ``energy_j`` of a second is its mean power in watts."""
+    history, slots = plant.cluster.history, plant.cluster.blueprint.slots
+    seconds, size = len(history), len(slots)
+    columns = {
+        "second": np.repeat(np.arange(seconds), size),
+        "slot": pa.array([s.name for s in slots] * seconds).dictionary_encode(),
+        "status": pa.array(np.array(STATUS_NAMES, object)[history.column("status").ravel()]).dictionary_encode(),
+        "budget_w": np.repeat(plant.budget.at(np.arange(seconds)), size),
+    }
+    for name in BIN.names or ():
+        columns[name] = np.ascontiguousarray(history.column(name)).ravel()
+    return pa.table(columns)

@@ -1,0 +1,63 @@
+"""Cutting a trace in time: the first part to train on, the next to tune on, the last to report on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from ..envs.scenario import Scenario
+from ..simulator.errors import InputError
+from ..simulator.units import to_ps
+from ..simulator.workload.formats import read_workload
+from ..simulator.workload.spec import WorkloadSpec
+from ..simulator.workload.table import RequestTable
+from ..simulator.workload.traces import TRACES, cached
+
+Part = Literal["training", "validation", "held_out"]
+SHARES: dict[Part, tuple[float, float]] = {"training": (0.0, 0.6), "validation": (0.6, 0.8), "held_out": (0.8, 1.0)}
+
+
+def read_trace(source: str) -> RequestTable:
+    """A trace by path, or by the name of a fetched one."""
+    return read_workload(cached(source) if source in TRACES else Path(source))
+
+
+class Split:
+    """A trace in three parts, written as files beside the results so that environments can play them.
+
+    Each episode starts at a random place of its part. Where the last two parts are shorter than the scenario's horizon,
+    episodes are as long as these parts.
+
+    Args:
+        scenario: The scenario whose workload the trace replaces.
+        source: Path of the trace, or the name of a fetched one.
+        folder: Where the parts go.
+
+    Raises:
+        InputError: The trace does not hold, or is too short for even one tick in each part.
+    """
+
+    def __init__(self, scenario: Scenario, source: str, folder: Path) -> None:
+        table = read_trace(source)
+        self.name = Path(source).name
+        self._folder = folder / "workload"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        total_s = table.duration_s
+        shortest_s = min(stop - start for start, stop in SHARES.values()) * total_s
+        tick = scenario.tick_s
+        self.horizon_s = min(scenario.horizon_s, int(shortest_s // tick) * tick)
+        if self.horizon_s < tick:
+            raise InputError(source, f"covers only {total_s:.0f} s", f"Give a trace of at least {5 * tick} s")
+        self._scenario = scenario
+        for part, (start, stop) in SHARES.items():
+            piece = table.between(to_ps(start * total_s), to_ps(stop * total_s) + int(stop == 1.0))
+            piece.to_parquet(self._path(part))
+
+    def _path(self, part: Part) -> Path:
+        return self._folder / f"{part}.parquet"
+
+    def scenario(self, part: Part) -> Scenario:
+        """The scenario with one part of the trace as its workload."""
+        # The path, not the content, is what two runs have in common; `repeat` fills a part that is a little too short.
+        workload = WorkloadSpec(file=str(self._path(part).absolute()), start_s="random", repeat=True)
+        return self._scenario.model_copy(update={"workload": workload, "horizon_s": self.horizon_s})

@@ -1,0 +1,212 @@
+"""Training with Stable-Baselines3: resumable after a kill, with TensorBoard logs and checkpoints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from sb3_contrib import MaskablePPO
+from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+
+from ..agents.learned import network_spec, save_agent
+from ..agents.policy import MaskableSlotPolicy, SlotPolicy
+from ..envs.cluster_env import LLMClusterEnv
+from ..envs.scenario import Scenario
+from ..simulator.errors import InputError
+from ..simulator.files import whole
+from .seeds import training_seed
+
+ALGORITHMS: dict[str, tuple[type[Any], type[Any]]] = {
+    "ppo": (PPO, SlotPolicy),
+    "maskable-ppo": (MaskablePPO, MaskableSlotPolicy),
+}
+CHECKPOINT, CONFIG = "checkpoint.zip", "config.json"
+
+
+@dataclass(frozen=True)
+class PpoSettings:
+    """Hyperparameters of PPO (Schulman et al. 2017), Stable-Baselines3's names; chosen on validation traffic."""
+
+    n_envs: int = 8
+    n_steps: int = 256
+    batch_size: int = 1024
+    n_epochs: int = 5
+    learning_rate: float = 1e-4
+    gamma: float = 0.95
+    gae_lambda: float = 0.9
+    clip_range: float = 0.2
+    ent_coef: float = 1e-4
+    vf_coef: float = 0.5
+    max_grad_norm: float = 0.5
+    target_kl: float = 0.05
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What makes a training run; a run resumes only with an equal one (the number of steps may grow).
+
+    Attributes:
+        algo: ``ppo`` or ``maskable-ppo``.
+        scenario: The scenario, as :func:`load_scenario` takes it, with its workload.
+        timesteps: Environment steps in all.
+        seed: Seed of networks and traffic.
+        settings: Hyperparameters.
+        processes: Processes that step environments; 1 steps them all in this one.
+    """
+
+    algo: str
+    scenario: Scenario
+    timesteps: int
+    seed: int = 0
+    settings: PpoSettings = field(default_factory=PpoSettings)
+    processes: int = 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "algo": self.algo,
+            "scenario": self.scenario.model_dump(mode="json"),
+            "seed": self.seed,
+            "settings": asdict(self.settings),
+        }
+
+
+def make_vec(config: TrainConfig) -> VecEnv:
+    """The training environments, each with its own traffic."""
+
+    def make() -> Monitor[Any, Any]:
+        return Monitor(LLMClusterEnv(config.scenario))
+
+    count = config.settings.n_envs
+    vec: VecEnv = SubprocVecEnv([make] * count) if config.processes > 1 else DummyVecEnv([make] * count)
+    vec.seed(training_seed(config.seed))
+    return vec
+
+
+class _Checkpoints(BaseCallback):
+    """Moves the bar, and writes a checkpoint every so many steps, whole or not at all."""
+
+    def __init__(self, folder: Path, every: int, progress: Progress, total: int) -> None:
+        super().__init__()
+        self._folder, self._every, self._progress = folder, every, progress
+        self._task = progress.add_task("training", total=total)
+        self._next = 0
+
+    def _on_training_start(self) -> None:
+        self._next = self.num_timesteps + self._every
+
+    def _on_step(self) -> bool:
+        buffer = self.model.ep_info_buffer
+        rewards = [episode["r"] for episode in buffer] if buffer else []
+        mean = f"mean reward {sum(rewards) / len(rewards):8.1f}" if rewards else ""
+        self._progress.update(self._task, completed=self.num_timesteps, description=f"training {mean}")
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self.num_timesteps >= self._next:
+            save_checkpoint(self.model, self._folder)
+            self._next = self.num_timesteps + self._every
+
+
+def save_checkpoint(model: BaseAlgorithm, folder: Path) -> None:
+    """Writes the whole training state, or leaves the old one."""
+    partial = folder / f"partial-{CHECKPOINT}"
+    model.save(partial)
+    partial.replace(folder / CHECKPOINT)
+
+
+def train(config: TrainConfig, folder: Path, console: Console, checkpoint_every: int = 20_000) -> dict[str, Any]:
+    """Trains an agent into ``folder``, or goes on where an earlier run of the same configuration stopped.
+
+    Args:
+        config: The run.
+        folder: Where to; holds ``agent.json`` and ``policy.safetensors`` in the end, which ``evaluate`` takes.
+        console: Where progress goes.
+        checkpoint_every: Steps between checkpoints.
+
+    Returns:
+        Steps done in all and in this call, and the folder.
+
+    Raises:
+        InputError: The algorithm is unknown, or the folder holds another run.
+    """
+    if config.algo not in ALGORITHMS:
+        raise InputError("algo", f"'{config.algo}' is unknown", f"Use one of {', '.join(ALGORITHMS)}")
+    if config.timesteps < 1:
+        raise InputError("timesteps", f"is {config.timesteps}", "Give at least 1")
+    _claim(config, folder)
+    algorithm, policy = ALGORITHMS[config.algo]
+    vec = make_vec(config)
+    try:
+        model = _model(config, folder, algorithm, policy, vec)
+        before = model.num_timesteps
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console) as progress:
+            if before < config.timesteps:
+                callback = _Checkpoints(folder, checkpoint_every, progress, config.timesteps)
+                model.learn(
+                    config.timesteps - before, callback=callback, reset_num_timesteps=False, tb_log_name=config.algo
+                )
+                save_checkpoint(model, folder)
+    finally:
+        vec.close()
+    save_agent(folder, model.policy.mlp_extractor.actor, {**config.as_dict(), "timesteps": model.num_timesteps})
+    return {"timesteps": model.num_timesteps, "timesteps_now": model.num_timesteps - before, "folder": str(folder)}
+
+
+def _claim(config: TrainConfig, folder: Path) -> None:
+    """Makes ``folder`` the run's own, or finds that it is already."""
+    path = folder / CONFIG
+    mine = config.as_dict()
+    if path.exists():
+        try:
+            theirs = json.loads(path.read_text())
+        except ValueError as fault:
+            raise InputError(str(path), "is damaged", "Remove the folder or choose another --out") from fault
+        if theirs != mine:
+            other = [key for key in mine if theirs.get(key) != mine[key]]
+            raise InputError(str(folder), f"holds a run with another {', '.join(other)}", "Choose another --out")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(str(folder), "is not empty and holds no training run", "Choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole(path) as partial:
+        partial.write_text(json.dumps(mine, indent=1))
+
+
+def _model(config: TrainConfig, folder: Path, algorithm: type[Any], policy: type[Any], vec: VecEnv) -> BaseAlgorithm:
+    checkpoint = folder / CHECKPOINT
+    if checkpoint.exists():
+        loaded: BaseAlgorithm = algorithm.load(checkpoint, env=vec, device="cpu")
+        loaded.set_random_seed(training_seed(config.seed) + loaded.num_timesteps)
+        return loaded
+    torch.manual_seed(config.seed)
+    settings = asdict(config.settings)
+    del settings["n_envs"]
+    network = network_spec(LLMClusterEnv(config.scenario)).as_dict()
+    made: BaseAlgorithm = algorithm(
+        policy,
+        vec,
+        seed=training_seed(config.seed),
+        device="cpu",
+        verbose=0,
+        tensorboard_log=str(folder / "tensorboard"),
+        policy_kwargs={"network": network},
+        **settings,
+    )
+    return made

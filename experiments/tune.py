@@ -1,0 +1,56 @@
+"""Choosing on validation traffic: the best of several agents by successive halving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from ..agents.base import Agent, Task
+from ..agents.best_constant import candidates
+from ..agents.static import Constant
+from ..envs.cluster_env import LLMClusterEnv
+from .rollout import mean_reward
+from .seeds import validation_seeds
+
+KEEP = 4
+ROUNDS = (1, 3, 8)
+"""Validation episodes per candidate and round; after each round the best quarter goes on."""
+
+
+def tuning_episodes(count: int) -> int:
+    """Episodes that :func:`best_of` plays for ``count`` candidates."""
+    total, left = 0, count
+    for episodes in ROUNDS:
+        total += left * episodes
+        left = max(1, left // KEEP)
+    return total
+
+
+def best_of(
+    env: LLMClusterEnv, agents: Mapping[str, Agent], seeds: Sequence[int], tick: Callable[[], None] = lambda: None
+) -> tuple[str, float]:
+    """Name and mean validation reward of the best agent, by successive halving (Jamieson and Talwalkar 2016).
+
+    Args:
+        env: The environment.
+        agents: Candidates by name.
+        seeds: At least ``sum(ROUNDS)`` seeds; every round takes fresh ones, the same for all.
+        tick: Called after every episode.
+
+    Returns:
+        Name and mean reward in the last round.
+    """
+    left, first = list(agents), 0
+    score = {name: 0.0 for name in left}
+    for episodes in ROUNDS:
+        part = seeds[first : first + episodes]
+        first += episodes
+        score = {name: mean_reward(env, agents[name], part, tick) for name in left}
+        left = sorted(left, key=lambda name: -score[name])[: max(1, len(left) // KEEP)]
+    return left[0], score[left[0]]
+
+
+def find_best_constant(env: LLMClusterEnv, seed: int, tick: Callable[[], None] = lambda: None) -> tuple[str, Constant]:
+    """The best constant action on validation traffic, with a name that says what it does."""
+    found = candidates(Task.of(env))
+    name, _ = best_of(env, found, validation_seeds(seed, sum(ROUNDS)), tick)
+    return name, found[name]
