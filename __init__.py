@@ -1,6 +1,7 @@
 """llmcluster: a Gymnasium environment over a simulator of a multi-GPU LLM-serving cluster.
 
-Importing it registers ``LLMCluster-v0`` and ``LLMClusterSmall-v0``; ``gym.make("llmcluster:LLMCluster-v0")`` imports it.
+Importing it registers ``LLMCluster-v0`` and ``LLMClusterSmall-v0``; with ``gym.make("llmcluster:LLMCluster-v0")``
+Gymnasium does so itself.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -64,8 +64,8 @@ class HeadsDistribution(MultiCategoricalDistribution):
 
     def sample(self) -> Tensor:
         """Draws actions (B, H), by the Gumbel-max trick."""
-        noise = torch.rand_like(self._log_p).clamp_min(1e-20)
-        return (self._log_p - torch.log(-torch.log(noise).clamp_min(1e-20))).argmax(dim=-1)
+        exponential = torch.empty_like(self._log_p).exponential_()
+        return (self._log_p - exponential.clamp_min(1e-20).log()).argmax(dim=-1)
 
     def mode(self) -> Tensor:
         """Most probable actions (B, H)."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,10 +28,16 @@ DESCRIPTION, WEIGHTS = "agent.json", "policy.safetensors"
 MAX_WEIGHT_BYTES = 64 * 2**20
 
 
+def box_lengths(space: gym.spaces.Dict) -> dict[str, int]:
+    """Lengths of the flat boxes of an observation space."""
+    return {name: int(np.prod(box.shape or ())) for name, box in space.spaces.items()}
+
+
 def network_spec(env: LLMClusterEnv, width: int = 64) -> NetworkSpec:
     """The network for an environment's observation and action."""
-    lengths = {name: box.shape[0] for name, box in env.observation_space.spaces.items()}  # type: ignore[attr-defined]
-    return NetworkSpec.of(env.codec.layout, lengths, len(env.observations.forecast_features), width)
+    return NetworkSpec.of(
+        env.codec.layout, box_lengths(env.observation_space), len(env.observations.forecast_features), width
+    )
 
 
 def save_agent(folder: Path, actor: Actor, about: Mapping[str, Any]) -> None:
@@ -71,7 +78,7 @@ class LearnedAgent:
         spec = NetworkSpec(
             **{**given, "slot_groups": tuple(given["slot_groups"]), "cluster_heads": tuple(given["cluster_heads"])}
         )
-        lengths = {name: box.shape[0] for name, box in task.observations.space().spaces.items()}  # type: ignore[misc]
+        lengths = box_lengths(task.observations.space())
         wanted = NetworkSpec.of(task.codec.layout, lengths, len(task.observations.forecast_features))
         if replace(spec, width=wanted.width) != wanted:
             raise InputError(

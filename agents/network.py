@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from ..envs.actions import SERVE
+from ..envs.actions import ROUTERS, SERVE
 from ..envs.codec import Layout
 
 PRIOR = 3.0
 """Log-odds by which a fresh network prefers full weight, full cap, full clock and serving over each other level."""
+
+
+ROUTER_OPTIONS = len(ROUTERS)
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class NetworkSpec:
 
 def _mlp(sizes: Sequence[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.Tanh()]
     return nn.Sequential(*layers)
 
@@ -74,12 +78,12 @@ class SlotBody(nn.Module):
 
     def forward(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Embeddings of the slots (B, R, width) and of the cluster (B, width)."""
-        forecast = observation["forecast"].unflatten(-1, (-1, self.forecast_features))
-        slots = forecast.shape[-2] - 1
+        forecast = observation["forecast"].reshape(len(observation["forecast"]), -1, self.forecast_features)
+        slots = forecast.shape[1] - 1
         common = torch.cat([observation["cluster"], forecast[:, -1]], dim=-1)
         each = torch.cat(
             [
-                observation["slots"].unflatten(-1, (slots, -1)),
+                observation["slots"].reshape(len(forecast), slots, -1),
                 forecast[:, :-1],
                 common.unsqueeze(1).expand(-1, slots, -1),
             ],
@@ -98,7 +102,7 @@ class Actor(nn.Module):
         self.spec = spec
         self.body = SlotBody(spec)
         self.slot_heads = nn.Linear(2 * spec.width, len(spec.slot_groups) * spec.levels)
-        options = {"router": 2, "place": 1}
+        options = {"router": ROUTER_OPTIONS, "place": 1}
         self.cluster_heads = nn.ModuleDict({h: nn.Linear(spec.width, options[h]) for h in spec.cluster_heads})
         self.place_score = nn.Linear(2 * spec.width, 1)
         self._start_at_prior()
@@ -110,17 +114,18 @@ class Actor(nn.Module):
             bias = self.slot_heads.bias.zero_().view(len(self.spec.slot_groups), self.spec.levels)
             for row, group in zip(bias, self.spec.slot_groups, strict=True):
                 row[SERVE if group == "lifecycle" else -1] = PRIOR
-            for head in [*self.cluster_heads.values(), self.place_score]:
+            heads = [head for head in (*self.cluster_heads.values(), self.place_score) if isinstance(head, nn.Linear)]
+            for head in heads:
                 head.weight.mul_(0.01)
                 head.bias.zero_()
-            if "router" in self.cluster_heads:
-                self.cluster_heads["router"].bias[-1] = PRIOR
+                if head.out_features == ROUTER_OPTIONS:
+                    head.bias[-1] = PRIOR
 
     def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
         """Logits (B, sum of the heads' options)."""
         embedded, pooled = self.body(observation)
         each = torch.cat([embedded, pooled.unsqueeze(1).expand_as(embedded)], dim=-1)
-        logits = self.slot_heads(each).unflatten(-1, (len(self.spec.slot_groups), self.spec.levels))
+        logits = self.slot_heads(each).view(*each.shape[:2], len(self.spec.slot_groups), self.spec.levels)
         parts = [logits.transpose(1, 2).flatten(1)]
         for name, head in self.cluster_heads.items():
             parts.append(head(pooled))

@@ -81,9 +81,9 @@ class _SlotPolicy:
         return {**data, "network": self.network_spec.as_dict()}
 
 
-class SlotPolicy(_SlotPolicy, ActorCriticPolicy):
+class SlotPolicy(_SlotPolicy, ActorCriticPolicy):  # type: ignore[misc]
     """For PPO."""
 
 
-class MaskableSlotPolicy(_SlotPolicy, MaskableActorCriticPolicy):
+class MaskableSlotPolicy(_SlotPolicy, MaskableActorCriticPolicy):  # type: ignore[misc]
     """For MaskablePPO."""

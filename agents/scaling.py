@@ -81,7 +81,7 @@ class FollowLoad(Heuristic):
 
 
 class Clairvoyant(FollowLoad):
-    """The same, but it knows the arrivals of the next minute. It shows what foresight is worth at most to such rules."""
+    """The same, but it knows the arrivals of the next minute. It shows what foresight is worth to such rules."""
 
     clairvoyant: ClassVar[bool] = True
 

@@ -25,8 +25,8 @@ class ClusterAction:
         route_weight: Weight of each slot in [0, 1], (R,). On real hardware: the gateway's weights.
         cap_w: Power limit of each slot, watts (R,), all its GPUs together. On real hardware: NVML's power limit.
         clock_ratio: Highest clock of each slot relative to the GPU's own, (R,). On real hardware: NVML's locked clocks.
-        lifecycle: Target of each slot (R,): KEEP, SLEEP, OFF, or SERVE + model. On real hardware: vLLM's sleep and wake,
-            and a launcher.
+        lifecycle: Target of each slot (R,): KEEP, SLEEP, OFF, or SERVE + model. On real hardware: vLLM's sleep and
+            wake, and a launcher.
         place: Slot for the first pending instance, or NOWHERE. On real hardware: the launcher's choice of GPUs.
     """
 

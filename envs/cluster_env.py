@@ -38,13 +38,13 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
     |---|---|---|
     | ``slots`` | (R·F,) | slot by slot: state, load, metered power, temperature, … |
     | ``cluster`` | (C,) | traffic, SLO attainment, power, the budget now and announced 30 s and 60 s ahead |
-    | ``forecast`` | ((R + 1)·12,) | per slot, then for all: power in 30 s, in 60 s and its mean until then, by quantile |
+    | ``forecast`` | ((R + 1)·12,) | per slot, then for all: power in 30 s, in 60 s, and mean until then, by quantile |
 
     ## Action
     ``MultiDiscrete`` (default): one head per slot and group, group by group in the order ``route``, ``cap``, ``clock``,
     ``lifecycle``, then the router and the slot for a pending instance, as far as the scenario switches them on.
-    ``encoding="box"``: the same heads as numbers in [-1, 1]. ``action_masks()`` says what is open. Life-cycle levels are
-    targets: 0 keep the last one, 1 sleep, 2 off, 3 + m serve model m.
+    ``encoding="box"``: the same heads as numbers in [-1, 1]. ``action_masks()`` says what is open. Life-cycle levels
+    are targets: 0 keep the last one, 1 sleep, 2 off, 3 + m serve model m.
 
     ## Reward
     The sum of ``info["reward_terms"]``: energy (cost), output tokens of requests that met their SLO, SLO misses (cost),
@@ -84,7 +84,7 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
         self.codec = ActionCodec(self.fleet, self.scenario.actions.groups, self.scenario.actions.levels, encoding)
         reward = self.scenario.reward
         self.observations = ObservationBuilder(self.fleet, reward.requests_per_s, TOKENS_PER_S)
-        self.observation_space = self.observations.space()
+        self.observation_space: gym.spaces.Dict = self.observations.space()  # type: ignore[assignment]
         self.action_space = self.codec.space()
         self.render_mode = render_mode
         try:
@@ -135,8 +135,8 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
             action: An element of ``action_space``.
 
         Returns:
-            Observation, reward, terminated (never), truncated (at the horizon) and info with ``reward_terms``, ``cost``,
-            ``action_mask``, ``time_s`` and readings of the tick.
+            Observation, reward, terminated (never), truncated (at the horizon) and info with ``reward_terms``,
+            ``cost``, ``action_mask``, ``time_s`` and readings of the tick.
         """
         if self.plant is None:
             raise gym.error.ResetNeeded("Call env.reset() before env.step().")

@@ -146,7 +146,7 @@ class ActionCodec:
         nothing = np.zeros(size)
         for group in self.layout.slot_groups:
             if group == "lifecycle":
-                chosen = nothing if action.lifecycle is None else action.lifecycle
+                chosen = nothing if action.lifecycle is None else action.lifecycle.astype(np.float64)
                 heads.append(self._from_option(chosen, self._lifecycle))
             elif group == "route":
                 heads.append(self._from_share(np.ones(size) if action.route_weight is None else action.route_weight))
@@ -183,7 +183,8 @@ class ActionCodec:
         if telemetry.pending_model < 0:
             return np.zeros(len(self.fleet), bool)
         free = (telemetry.status == 0) | (telemetry.status == 4)
-        return free & self.fleet.fits[:, telemetry.pending_model]
+        places: NDArray[np.bool_] = free & self.fleet.fits[:, telemetry.pending_model]
+        return places
 
     def _build_fixed_mask(self) -> NDArray[np.bool_]:
         """Everything that does not change: padding of the shorter heads, models that do not fit."""

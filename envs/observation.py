@@ -1,6 +1,6 @@
 """The one observation builder: telemetry in, a flat Dict of normalised Boxes out.
 
-Every feature has a public name, unit and scale; values are the reading divided by the scale, clipped to [-LIMIT, LIMIT].
+Every feature has a public name, unit and scale; values are readings divided by the scale, clipped to [-LIMIT, LIMIT].
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from ..simulator.units import PS_PER_S, to_ps
 from ..simulator.workload.table import RequestTable
 from .actions import NOWHERE, ClusterAction
 from .scenario import InstancesSpec, Scenario
-from .telemetry import LEAD_TIMES_S, F64, Fleet, Telemetry
+from .telemetry import F64, LEAD_TIMES_S, Fleet, Telemetry
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.table import Table
 
 from ..simulator.errors import InputError
-from ..simulator.workload.combine import repeat as repeat_table
 from ..simulator.files import whole
+from ..simulator.workload.combine import repeat as repeat_table
 from ..simulator.workload.formats import READERS, WRITERS, read_workload, write_workload
 from ..simulator.workload.traces import TRACES, Trace, cache_path, cached, find
 from .output import JsonOption, write_json

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.progress import Progress
@@ -59,8 +60,8 @@ def evaluate(
     agents: dict[str, Agent] = {}
     for name in names:
         if name == BEST_CONSTANT:
-            tuning = progress.add_task("tuning best-constant", total=tuning_episodes(len(candidates(task))))
-            notes[name], agents[name] = find_best_constant(validation, seed, lambda: progress.advance(tuning))
+            bar = progress.add_task("tuning best-constant", total=tuning_episodes(len(candidates(task))))
+            notes[name], agents[name] = find_best_constant(validation, seed, partial(progress.advance, bar))
         else:
             agents[name] = make_agent(name, task)
     titles = {name: Path(name).name if Path(name).is_dir() and name not in notes else name for name in agents}

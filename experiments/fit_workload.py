@@ -20,8 +20,8 @@ import typer
 from numpy.typing import NDArray
 
 from ..simulator.errors import InputError
-from ..simulator.units import PS_PER_S
 from ..simulator.files import whole
+from ..simulator.units import PS_PER_S
 from ..simulator.workload.fitted import GapModel, length_levels, normal_axis
 from ..simulator.workload.formats import read_workload
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -18,7 +18,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from ..agents.learned import network_spec, save_agent
-from ..agents.policy import MaskableSlotPolicy, SlotPolicy
+from ..agents.policy import MaskableSlotPolicy, SlotNetwork, SlotPolicy
 from ..envs.cluster_env import LLMClusterEnv
 from ..envs.scenario import Scenario
 from ..simulator.errors import InputError
@@ -165,7 +165,8 @@ def train(config: TrainConfig, folder: Path, console: Console, checkpoint_every:
                 save_checkpoint(model, folder)
     finally:
         vec.close()
-    save_agent(folder, model.policy.mlp_extractor.actor, {**config.as_dict(), "timesteps": model.num_timesteps})
+    actor = cast(SlotNetwork, model.policy.mlp_extractor).actor
+    save_agent(folder, actor, {**config.as_dict(), "timesteps": model.num_timesteps})
     return {"timesteps": model.num_timesteps, "timesteps_now": model.num_timesteps - before, "folder": str(folder)}
 
 

@@ -1,5 +1,7 @@
 """The perception layer: telemetry in, power forecast out. Knows nothing of the simulator."""
 
+from collections.abc import Callable
+
 from .base import QUANTILES, TARGETS, Forecaster
 from .persistence import NoForecast, Persistence
 
@@ -12,7 +14,7 @@ def make_forecaster(name: str) -> Forecaster:
     Raises:
         ValueError: The name is unknown.
     """
-    known = {"none": NoForecast, "persistence": Persistence}
+    known: dict[str, Callable[[], Forecaster]] = {"none": NoForecast, "persistence": Persistence}
     if name not in known:
         raise ValueError(f"forecaster '{name}' is unknown; use one of {', '.join(known)}")
     return known[name]()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -43,7 +45,7 @@ class History:
             bins[name][cells] = 0
         self._length = until_s
 
-    def column(self, name: str, last_s: int | None = None) -> NDArray[np.float64]:
+    def column(self, name: str, last_s: int | None = None) -> NDArray[Any]:
         """A column of the record.
 
         Args:
@@ -55,6 +57,6 @@ class History:
         Returns:
             Array (seconds, slots), a view.
         """
-        column: NDArray[np.float64] = self._status if name == "status" else self._record[name]
+        column: NDArray[Any] = self._status if name == "status" else self._record[name]
         first = 0 if last_s is None else max(0, self._length - last_s)
         return column[first : self._length]

@@ -97,7 +97,7 @@ class Lifecycle:
 
     def _holds(self, slot: int) -> int:
         """Target that would be met by serving what the slot holds now."""
-        return Target.SERVE + self._deployments[self._slots["deployment"][slot]].model
+        return int(Target.SERVE) + self._deployments[int(self._slots["deployment"][slot])].model
 
     def _pursue(self, slot: int) -> Generator[simpy.Event, Any, None]:
         status = self._slots["status"]

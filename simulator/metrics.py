@@ -33,7 +33,7 @@ def met_slo(cluster: Cluster, rows: NDArray[np.int64], limits: SloLimits) -> NDA
     first, last = requests["first_token_ps"], requests["finish_ps"]
     in_ttft = first - requests["arrival_ps"] <= limits.ttft_ps[slo_class]
     in_tpot = last - first <= limits.tpot_ps[slo_class] * (requests["output"] - 1)
-    return (requests["status"] == FINISHED) & in_ttft & in_tpot
+    return np.asarray((requests["status"] == FINISHED) & in_ttft & in_tpot)
 
 
 def overdue(cluster: Cluster, limits: SloLimits) -> int:
@@ -57,8 +57,9 @@ class Latencies:
     def of(cls, seconds: NDArray[np.float64]) -> Latencies:
         """Of a sample."""
         if not len(seconds):
-            return cls(*[float("nan")] * 4)
-        return cls(*np.percentile(seconds, PERCENTILES).tolist(), float(seconds.mean()))
+            return cls(float("nan"), float("nan"), float("nan"), float("nan"))
+        p50, p90, p99 = np.percentile(seconds, PERCENTILES).tolist()
+        return cls(p50, p90, p99, float(seconds.mean()))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class PiecewiseLinear:
 
     def at(self, time_s: ArrayLike) -> NDArray[np.float64]:
         """Value at each of ``time_s``."""
-        return np.interp(time_s, self.times_s, self.values)
+        return np.interp(np.asarray(time_s, np.float64), self.times_s, self.values)
 
 
 def constant(value: float) -> PiecewiseLinear:

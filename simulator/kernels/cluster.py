@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .compile import kernel
 from .queues import push_back, sift_down
 from .replica import leave, run_replica
@@ -130,7 +132,7 @@ def empty_gateway(engine: Engine, now: int) -> None:
 
 
 @kernel
-def next_arrival(engine: Engine) -> int:
+def next_arrival(engine: Engine) -> Any:
     """Time of the next open-loop arrival; skips rows that a closed-loop client releases."""
     cursor, requests = engine.cursor, engine.requests
     while cursor[C_ARRIVAL] < requests.shape[0] and requests[cursor[C_ARRIVAL]].think_ps >= 0:
@@ -150,7 +152,7 @@ def advance_closed_loop(engine: Engine, until: int) -> int:
     cursor, requests, slots = engine.cursor, engine.requests, engine.slots
     while True:
         due = engine.release_key[0] if cursor[C_RELEASES] > 0 else FOREVER
-        bound = FOREVER
+        bound: Any = FOREVER
         for r in range(slots.shape[0]):
             bound = min(bound, slots[r].bound_ps)
         if min(due, bound) >= until:

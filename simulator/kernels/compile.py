@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numba
 import platformdirs
@@ -33,12 +33,15 @@ def is_compiled() -> bool:
 
 
 def _compiled(function: F, **options: bool) -> F:
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(cache_folder())
+    config: Any = numba.config
+    njit: Any = numba.njit
+    before = config.CACHE_DIR
+    config.CACHE_DIR = str(cache_folder())
     try:
-        return cast(F, numba.njit(cache=True, boundscheck=False, **options)(function))
+        compiled: F = njit(cache=True, **options)(function)
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR = before
+    return compiled
 
 
 def kernel(function: F) -> F:

@@ -11,7 +11,7 @@ def base_power_w(engine: Engine, r: int) -> float:
     """Power of the slot without work."""
     status = engine.slots[r].status
     dep = engine.deployments[engine.slots[r].deployment]
-    if status == SERVING or status == DRAINING or status == LOADING:
+    if status in (SERVING, DRAINING, LOADING):
         return dep.idle_w
     return dep.off_w
 
@@ -38,10 +38,7 @@ def govern(engine: Engine, r: int, fixed: int, compute: int, memory: int) -> int
         power = dep.idle_w + engine.ladder[d, SCALE, i] * (dep.active_w + dep.compute_w * busy / total)
         power += dep.memory_w * memory / total
         if power <= slot.cap_w:
-            if first:
-                low = high
-            else:
-                low = i
+            low = i
         elif first:
             high = max(high - 1, 0)
         else:

@@ -14,11 +14,11 @@ from .queues import heap_remove, pop_front, push_front, sift_up
 from .state import (
     BIN_PS,
     BINS,
-    CLOCK,
-    COMPUTE,
     C_ADMITTED,
     C_DONE,
     C_RELEASES,
+    CLOCK,
+    COMPUTE,
     DRAINING,
     FINISHED,
     FIXED,
@@ -29,7 +29,6 @@ from .state import (
     WAITING,
     Engine,
 )
-
 
 MANY = 2**40
 
@@ -176,7 +175,7 @@ def affordable(engine: Engine, r: int, iterations: int, block_size: int) -> int:
 
 @part
 def decode(engine: Engine, r: int, limit: int, most: int) -> None:
-    """Runs the decoding batch of slot ``r`` from its iteration boundary up to ``limit`` at most, or launches one flight.
+    """Runs the decoding batch of slot ``r`` from its iteration boundary up to ``limit``, or launches one flight.
 
     The iteration that would end after ``limit`` stays in flight; at most ``most`` iterations are taken.
     """
@@ -352,7 +351,7 @@ def next_finish_bound(engine: Engine, r: int) -> int:
 
 @kernel
 def run_replica(engine: Engine, r: int, limit: int) -> None:
-    """Advances slot ``r`` to ``limit``: every iteration that begins before it is launched, those that end by it land."""
+    """Advances slot ``r`` to ``limit``: iterations that begin before it are launched, those that end by it land."""
     slot = engine.slots[r]
     while True:
         if slot.flight_end_ps >= 0:

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
-from ..units import MAX_TIME_S, PS_PER_S
 from ..files import whole
+from ..units import MAX_TIME_S, PS_PER_S
 
 ANY_MODEL = -1
 NO_SESSION = -1

@@ -1,0 +1,61 @@
+# The two that matter are `make demo` and `make test`.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+WORKLOAD ?=
+STEPS ?= 60000
+DEMO := runs/demo$(if $(WORKLOAD),-$(basename $(notdir $(WORKLOAD))))
+TRACE := $(if $(WORKLOAD),--workload "$(WORKLOAD)")
+
+.PHONY: help demo install install-dev test test-all lint format type docs artefacts clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+demo: install  ## Train PPO briefly, compare it with heuristics on held-out traffic (WORKLOAD=FILE: on a trace)
+	$(BIN)/llmcluster train --algo maskable-ppo --timesteps $(STEPS) --out $(DEMO)/ppo $(TRACE)
+	$(BIN)/llmcluster evaluate --episodes 5 --out $(DEMO) $(TRACE) \
+	  --agents round-robin,least-outstanding,uniform-cap,best-constant,follow-load,clairvoyant,$(DEMO)/ppo
+
+install: .venv/installed  ## Set up .venv with what the package needs
+
+install-dev: .venv/installed-dev  ## The same with what development needs
+
+.venv/installed: pyproject.toml setup.cfg constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llmcluster needs Python 3.11 or later; make demo PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+test: install-dev  ## Run the default test suite
+	$(BIN)/python -m pytest tests
+
+test-all: install-dev  ## Run every test, the slow ones too
+	$(BIN)/python -m pytest tests -m ""
+
+lint: install-dev  ## Check style
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: install-dev  ## Mend style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+type: install-dev  ## Check types
+	mkdir -p .pkg && ln -sfn .. .pkg/llmcluster
+	MYPYPATH=.pkg $(BIN)/mypy -p llmcluster
+
+docs: install-dev  ## Rebuild the generated tables of docs/ (scenarios, observation, command line)
+	$(BIN)/python -m llmcluster.experiments.write_docs
+
+artefacts: install-dev  ## Refit the shipped figures and rerun docs/results.md (needs LLMCLUSTER_DATA; takes half an hour)
+	$(BIN)/python -m llmcluster.experiments.fit_workload $${LLMCLUSTER_DATA:-../shared/data}/azure_llm_2023/*_conv.csv \
+	  $${LLMCLUSTER_DATA:-../shared/data}/azure_llm_2023/*_code.csv --out simulator/workload/azure_2023.toml
+	$(BIN)/python -m llmcluster.experiments.write_results
+
+clean:  ## Remove the virtual environment and all caches, but no runs
+	rm -rf .venv .pkg build *.egg-info .mypy_cache .ruff_cache .pytest_cache
