@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..envs.actions import ROUTERS
-from .base import Task
+from .base import Agent, Task
 from .scaling import PROMPT_TOKENS, capacity_requests_per_s
 from .static import Constant, only
 
@@ -16,7 +16,7 @@ MAX_CANDIDATES = 400
 CAP_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def candidates(task: Task) -> dict[str, Constant]:
+def candidates(task: Task) -> dict[str, Agent]:
     """A grid over constant actions, each under a name that says what it does.
 
     Slots are alike if they have the same GPU and start with the same model. The grid takes every number of serving
@@ -38,7 +38,7 @@ def candidates(task: Task) -> dict[str, Constant]:
     per_point = len(CAP_SHARES) * len(ROUTERS) * len(weights)
     each = max(2, int((MAX_CANDIDATES / per_point) ** (1 / len(kinds))))
     counts = [np.unique(np.linspace(0, len(m), min(len(m) + 1, each)).round().astype(int)) for m in members]
-    found: dict[str, Constant] = {}
+    found: dict[str, Agent] = {}
     for on in itertools.product(*counts):
         chosen = np.zeros(len(slots), bool)
         for number, member in zip(on, members, strict=True):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from ..simulator.errors import InputError
+from . import best_constant
 from .base import Agent, Task
-from .scaling import Clairvoyant, FollowLoad
+from .scaling import Clairvoyant, FollowLoad, tuned_over
 from .static import LeastOutstanding, Random, RoundRobin, UniformCap
 
 AGENTS: dict[str, Callable[[Task], Agent]] = {
@@ -20,8 +22,12 @@ AGENTS: dict[str, Callable[[Task], Agent]] = {
 }
 """Agents that need nothing but the task. Add your own here, or pass any object with ``predict`` to the evaluator."""
 
-BEST_CONSTANT = "best-constant"
-"""The best constant action, which is found on validation traffic first; see ``experiments/tune.py``."""
+CANDIDATES: dict[str, Callable[[Task], Mapping[str, Agent]]] = {
+    "best-constant": best_constant.candidates,
+    "follow-load": partial(tuned_over, FollowLoad),
+    "clairvoyant": partial(tuned_over, Clairvoyant),
+}
+"""Agents of which an evaluation first chooses the best candidate on validation traffic; see ``experiments/tune.py``."""
 
 
 def make_agent(name: str, task: Task) -> Agent:
@@ -36,5 +42,9 @@ def make_agent(name: str, task: Task) -> Agent:
         from .learned import LearnedAgent  # torch is loaded only by those who need it
 
         return LearnedAgent(task, Path(name))
-    known = ", ".join([*AGENTS, BEST_CONSTANT])
+    if name in CANDIDATES:
+        raise InputError(
+            f"agent '{name}'", "is found by tuning, which only an evaluation does", "Use `llmcluster evaluate`"
+        )
+    known = ", ".join(dict.fromkeys([*AGENTS, *CANDIDATES]))
     raise InputError(f"agent '{name}'", "there is none of that name", f"Use {known}, or a folder of `llmcluster train`")

@@ -11,12 +11,14 @@ from ..envs.actions import ClusterAction
 from ..envs.telemetry import LEAD_TIMES_S
 from ..simulator.kernels.state import COMPUTE, FIXED, MEMORY
 from ..simulator.units import PS_PER_S
-from .base import Heuristic, Task, View
+from .base import Agent, Heuristic, Task, View
 from .static import only
 
 if TYPE_CHECKING:
     from ..envs.cluster_env import LLMClusterEnv
 
+TARGET_LOADS = (0.6, 0.8, 1.0, 1.2, 1.4, 1.6)
+PATIENCES = (1, 3, 6)
 CAPACITY_BATCH = 48
 """Batch size at which a slot counts as well filled."""
 
@@ -78,6 +80,15 @@ class FollowLoad(Heuristic):
         share = np.clip((budget_w - low_w) / max(high_w - low_w, 1e-9), 0.0, 1.0)
         weight = self._capacity / self._capacity.max()
         return only(self.task, chosen, float(np.floor(share * steps) / steps), "least-outstanding", weight)
+
+
+def tuned_over(kind: type[FollowLoad], task: Task) -> dict[str, Agent]:
+    """Candidates of ``kind``: every target load with every patience, by names that say so."""
+    return {
+        f"target load {load:g}, patience {patience} ticks": kind(task, load, patience)
+        for load in TARGET_LOADS
+        for patience in PATIENCES
+    }
 
 
 class Clairvoyant(FollowLoad):

@@ -11,7 +11,7 @@ from typer.exceptions import TyperException
 
 from .. import __version__
 from ..simulator.errors import InputError
-from .output import JsonOption, SeedOption, people, progress_bar, write_json
+from .output import JsonOption, SeedOption, announce_compilation, people, progress_bar, write_json
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,6 +61,7 @@ def simulate(
     from .summary import print_summary
 
     requests = read_trace(workload) if workload else None
+    announce_compilation()
     with progress_bar() as progress:
         plant, result = run(load_scenario(scenario), agent, seed, progress, requests)
     console = people(json_file)
@@ -79,7 +80,7 @@ def train(
     workload: WorkloadOption = None,
     timesteps: Annotated[int, typer.Option(min=1, help="Environment steps in all")] = 300_000,
     seed: SeedOption = 0,
-    processes: Annotated[int, typer.Option(min=1, help="More than 1 steps each environment in its own process")] = 1,
+    parallel: Annotated[bool, typer.Option(help="Step every environment in a process of its own")] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Train an agent. TensorBoard logs and checkpoints go into the folder; a killed run goes on where it was."""
@@ -92,7 +93,8 @@ def train(
     if workload:
         chosen = Split(chosen, workload, out.with_name(f"{out.name}-workload")).scenario("training")
     console = people(json_file)
-    result = run(TrainConfig(algo, chosen, timesteps, seed, processes=processes), out, people("-"))
+    announce_compilation()
+    result = run(TrainConfig(algo, chosen, timesteps, seed, parallel=parallel), out, people("-"))
     console.print(f"{result['timesteps']:,} steps, {result['timesteps_now']:,} of them now: {out}")
     write_json(result, json_file)
 
@@ -109,6 +111,9 @@ def evaluate(
     episodes: Annotated[int, typer.Option(min=1, help="Held-out episodes per agent")] = 10,
     seed: SeedOption = 0,
     out: Annotated[Path, typer.Option(help="Folder for report.html")] = Path("runs/evaluation"),
+    reference: Annotated[
+        str | None, typer.Option(help="Agent that rewards are compared with; the first by default")
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Compare agents on the same held-out traffic: a table with 95 % intervals, and an HTML report with plots."""
@@ -122,14 +127,28 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     split = Split(chosen, workload, out) if workload else None
     names = [name.strip() for name in agents.split(",") if name.strip()]
+    announce_compilation()
     with progress_bar() as progress:
         evaluation, notes = run(chosen, names, episodes, seed, progress, split)
     console = people(json_file)
-    print_table(evaluation, console, seed)
+    print_table(evaluation, console, seed, reference)
     for name, note in notes.items():
         console.print(f"{name}: {note}")
-    console.print(f"report: {write_report(evaluation, out / 'report.html', seed)}")
-    write_json({**as_json(evaluation, seed), "notes": notes}, json_file)
+    console.print(f"report: {write_report(evaluation, out / 'report.html', seed, reference)}")
+    write_json({**as_json(evaluation, seed, reference), "notes": notes}, json_file)
+
+
+@app.command(epilog="Example: llmcluster doctor --json -")
+def doctor(json_file: JsonOption = None) -> None:
+    """Show what is installed, compiled and reachable here."""
+    from .doctor import examine
+
+    facts = examine()
+    console = people(json_file)
+    for key, value in facts.items():
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        console.print(f"{key}: {shown or 'none'}", markup=False)
+    write_json(facts, json_file)
 
 
 def _add_groups() -> None:

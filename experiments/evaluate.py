@@ -10,8 +10,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from ..agents.base import Agent, Task
-from ..agents.best_constant import candidates
-from ..agents.registry import BEST_CONSTANT, make_agent
+from ..agents.registry import CANDIDATES, make_agent
 from ..envs.cluster_env import LLMClusterEnv
 from ..envs.scenario import Scenario
 from ..simulator.errors import InputError
@@ -19,7 +18,7 @@ from .results import Episode, Evaluation
 from .rollout import play
 from .seeds import held_out_seeds
 from .splits import Split
-from .tune import find_best_constant, tuning_episodes
+from .tune import tuned, tuning_episodes
 
 
 def evaluate(
@@ -43,7 +42,7 @@ def evaluate(
         warmup_s: Seconds that summaries leave out at the start of each episode.
 
     Returns:
-        The evaluation, and notes: what the best constant action is.
+        The evaluation, and notes: which candidate of a tuned agent was best on validation traffic.
 
     Raises:
         InputError: An agent does not exist or does not fit, or a number is out of range.
@@ -59,12 +58,13 @@ def evaluate(
     task, notes = Task.of(env), {}
     agents: dict[str, Agent] = {}
     for name in names:
-        if name == BEST_CONSTANT:
-            bar = progress.add_task("tuning best-constant", total=tuning_episodes(len(candidates(task))))
-            notes[name], agents[name] = find_best_constant(validation, seed, partial(progress.advance, bar))
+        if name in CANDIDATES:
+            found = CANDIDATES[name](task)
+            bar = progress.add_task(f"tuning {name}", total=tuning_episodes(len(found)))
+            notes[name], agents[name] = tuned(validation, found, seed, partial(progress.advance, bar))
         else:
             agents[name] = make_agent(name, task)
-    titles = {name: Path(name).name if Path(name).is_dir() and name not in notes else name for name in agents}
+    titles = {name: Path(name).name if Path(name).is_dir() else name for name in agents}
     if len(set(titles.values())) < len(titles):
         titles = {name: name for name in agents}
     seeds = held_out_seeds(seed, episodes)

@@ -24,6 +24,14 @@ def people(json_file: str | None) -> Console:
     return Console(stderr=json_file == "-", highlight=False)
 
 
+def announce_compilation() -> None:
+    """Says why the first run takes longer, where the engine is not compiled yet."""
+    from ..simulator.kernels.compile import is_compiled  # numba is loaded only by those who need it
+
+    if not is_compiled():
+        Console(stderr=True).print("compiling the engine; only the first run does, and it takes about half a minute")
+
+
 def progress_bar() -> Progress:
     """A bar with counts and times on standard error."""
     columns = (

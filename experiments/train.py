@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import gymnasium as gym
 import torch
+from gymnasium.wrappers import TransformReward
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from sb3_contrib import MaskablePPO
@@ -48,6 +50,7 @@ class PpoSettings:
     vf_coef: float = 0.5
     max_grad_norm: float = 0.5
     target_kl: float = 0.05
+    decay: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class TrainConfig:
         timesteps: Environment steps in all.
         seed: Seed of networks and traffic.
         settings: Hyperparameters.
-        processes: Processes that step environments; 1 steps them all in this one.
+        parallel: Steps every environment in a process of its own.
     """
 
     algo: str
@@ -68,7 +71,7 @@ class TrainConfig:
     timesteps: int
     seed: int = 0
     settings: PpoSettings = field(default_factory=PpoSettings)
-    processes: int = 1
+    parallel: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -83,11 +86,13 @@ class TrainConfig:
 def make_vec(config: TrainConfig) -> VecEnv:
     """The training environments, each with its own traffic."""
 
-    def make() -> Monitor[Any, Any]:
-        return Monitor(LLMClusterEnv(config.scenario))
+    def make() -> gym.Env[Any, Any]:
+        # Discounted returns are then about 1, which the critic learns far sooner; logs show the true rewards.
+        scale = 1.0 - config.settings.gamma
+        return TransformReward(Monitor(LLMClusterEnv(config.scenario)), lambda reward: scale * float(reward))
 
     count = config.settings.n_envs
-    vec: VecEnv = SubprocVecEnv([make] * count) if config.processes > 1 else DummyVecEnv([make] * count)
+    vec: VecEnv = SubprocVecEnv([make] * count) if config.parallel else DummyVecEnv([make] * count)
     vec.seed(training_seed(config.seed))
     return vec
 
@@ -199,6 +204,9 @@ def _model(config: TrainConfig, folder: Path, algorithm: type[Any], policy: type
     torch.manual_seed(config.seed)
     settings = asdict(config.settings)
     del settings["n_envs"]
+    if settings.pop("decay"):
+        lr = settings["learning_rate"]
+        settings["learning_rate"] = lambda left: lr * (0.05 + 0.95 * left)
     network = network_spec(LLMClusterEnv(config.scenario)).as_dict()
     made: BaseAlgorithm = algorithm(
         policy,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from ..agents.base import Agent, Task
-from ..agents.best_constant import candidates
-from ..agents.static import Constant
+from ..agents.base import Agent
 from ..envs.cluster_env import LLMClusterEnv
 from .rollout import mean_reward
 from .seeds import validation_seeds
@@ -49,8 +47,9 @@ def best_of(
     return left[0], score[left[0]]
 
 
-def find_best_constant(env: LLMClusterEnv, seed: int, tick: Callable[[], None] = lambda: None) -> tuple[str, Constant]:
-    """The best constant action on validation traffic, with a name that says what it does."""
-    found = candidates(Task.of(env))
+def tuned(
+    env: LLMClusterEnv, found: Mapping[str, Agent], seed: int, tick: Callable[[], None] = lambda: None
+) -> tuple[str, Agent]:
+    """The best of the candidates ``found`` on validation traffic, with its name."""
     name, _ = best_of(env, found, validation_seeds(seed, sum(ROUNDS)), tick)
     return name, found[name]

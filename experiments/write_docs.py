@@ -1,0 +1,130 @@
+"""Rebuilds ``docs/reference.md`` from the code: scenarios, observation, action, reward, command line.
+
+Run as ``python -m llmcluster.experiments.write_docs``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..agents.registry import AGENTS, CANDIDATES
+from ..envs import reward
+from ..envs.cluster_env import LLMClusterEnv
+from ..envs.observation import Feature
+from ..envs.scenario import Scenario, load_scenario, scenario_names
+from ..simulator.catalog import Catalog
+from ..simulator.files import whole
+
+ROOT = Path(__file__).parent.parent
+
+
+def reference_page() -> str:
+    """The page as Markdown."""
+    env = LLMClusterEnv("default")
+    lines = [
+        "# Reference",
+        "",
+        "<!-- Written by `make docs`; do not edit by hand. -->",
+        "",
+        inspect.cleandoc(LLMClusterEnv.__doc__ or "").replace("\n## ", "\n### ").replace("``", "`"),
+        "",
+        "## Observation features",
+        "",
+        "As the default scenario has them. A value is the reading divided by its scale; power and caps of a slot are "
+        "divided by the slot's TDP.",
+        "",
+        "### `slots`, for each slot",
+        "",
+        *_features(env.observations.slot_features),
+        "",
+        "### `cluster`",
+        "",
+        *_features(env.observations.cluster_features),
+        "",
+        "### `forecast`, for each slot and then for the cluster",
+        "",
+        ", ".join(f"`{name}`" for name in env.observations.forecast_features),
+        "",
+        "## Reward terms",
+        "",
+        "| term | meaning |",
+        "|---|---|",
+        *(f"| `{name}` | {_first_line(term)} |" for name, term in reward.TERMS.items()),
+        "",
+        "## Agents",
+        "",
+        "| name | what it does |",
+        "|---|---|",
+        *(f"| `{name}` | {_first_line(agent)} |" for name, agent in AGENTS.items()),
+        "| `best-constant` | The best constant action of a grid. |",
+        "| a folder | What `llmcluster train` wrote. |",
+        "",
+        f"{', '.join(f'`{name}`' for name in CANDIDATES)} have parameters; an evaluation first "
+        "chooses them on validation traffic.",
+        "",
+        "## Scenarios",
+        "",
+        *_scenarios(),
+        "## Catalogue",
+        "",
+        *_catalogue(),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _features(features: Iterable[Feature]) -> list[str]:
+    rows = [
+        f"| `{f.name}` | {f.unit or '–'} | {'TDP' if f.scale != f.scale else f'{f.scale:g}'} |"  # NaN marks the TDP
+        for f in features
+    ]
+    return ["| feature | unit | scale |", "|---|---|---:|", *rows]
+
+
+def _first_line(thing: object) -> str:
+    return (inspect.getdoc(thing) or "").split("\n")[0]
+
+
+def _scenarios() -> list[str]:
+    lines = []
+    for name in scenario_names():
+        scenario: Scenario = load_scenario(name)
+        groups = ", ".join(f"`{g}`" for g in scenario.actions.groups)
+        slots = len(LLMClusterEnv(scenario).fleet)
+        pace = f"a decision every {scenario.tick_s} s, {scenario.horizon_s} s an episode"
+        facts = f"{slots} slots, {pace}; actions: {groups}."
+        lines += [f"### `{name}`", "", scenario.description.strip().replace("\n", " "), "", facts, ""]
+    return lines
+
+
+def _catalogue() -> list[str]:
+    catalog = Catalog.builtin()
+    gpus = [
+        f"| {g.name} | {g.memory_bytes / 1e9:.0f} | {g.memory_bytes_per_s / 1e12:.2f} | "
+        f"{g.bf16_flop_per_s / 1e12:.0f} | {g.cap_min_w:.0f}–{g.cap_max_w:.0f} | {'yes' if g.calibrated else 'no'} |"
+        for g in catalog.gpus.values()
+    ]
+    models = [
+        f"| {m.name} | {m.weight_bytes / 1e9:.1f} | {m.kv_bytes_per_token / 1024:.0f} |"
+        for m in catalog.models.values()
+    ]
+    return [
+        "| GPU | memory, GB | bandwidth, TB/s | bf16, TFLOP/s | cap, W | calibrated |",
+        "|---|---:|---:|---:|---:|---|",
+        *gpus,
+        "",
+        "| model | weights, GB | KV cache, KiB per token |",
+        "|---|---:|---:|",
+        *models,
+    ]
+
+
+def write_docs() -> None:
+    """Writes the page, whole or not at all."""
+    with whole(ROOT / "docs" / "reference.md") as partial:
+        partial.write_text(reference_page())
+
+
+if __name__ == "__main__":
+    write_docs()
