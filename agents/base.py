@@ -61,9 +61,16 @@ class Task:
 
 
 class View:
-    """An observation in natural units, by the names of its features."""
+    """An observation in natural units, by the names of its features.
 
-    def __init__(self, observation: Observation, builder: ObservationBuilder) -> None:
+    Args:
+        observation: The observation, not a batch.
+        builder: What built it.
+        row: Its place in the batch, by which agents with a memory tell several clusters apart.
+    """
+
+    def __init__(self, observation: Observation, builder: ObservationBuilder, row: int = 0) -> None:
+        self.row = row
         self._cluster, self._builder = observation["cluster"], builder
         self._slots = observation["slots"].reshape(len(builder.fleet), -1)
 
@@ -101,6 +108,9 @@ class Heuristic(ABC):
     def watch(self, env: LLMClusterEnv) -> None:  # noqa: B027 - most agents have no use for it
         """Called at the start of each episode; only clairvoyant agents look."""
 
+    def forget(self, row: int) -> None:  # noqa: B027 - most agents have no memory
+        """Called when an episode starts in this row of the batch."""
+
     def predict(
         self,
         observation: Observation,
@@ -110,10 +120,12 @@ class Heuristic(ABC):
         action_masks: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[Any], State]:
         """Action for one observation, or for a batch of them; see :class:`Agent`."""
+        for row in () if episode_start is None else np.flatnonzero(episode_start):
+            self.forget(int(row))
         if observation["cluster"].ndim == 1:
-            return self._encode(observation), state
+            return self._encode(observation, 0), state
         batch = [{k: v[i] for k, v in observation.items()} for i in range(len(observation["cluster"]))]
-        return np.stack([self._encode(one) for one in batch]), state
+        return np.stack([self._encode(one, row) for row, one in enumerate(batch)]), state
 
-    def _encode(self, observation: Observation) -> NDArray[Any]:
-        return self.task.codec.encode(self.decide(View(observation, self.task.observations)))
+    def _encode(self, observation: Observation, row: int) -> NDArray[Any]:
+        return self.task.codec.encode(self.decide(View(observation, self.task.observations, row)))

@@ -30,6 +30,8 @@ def candidates(task: Task) -> dict[str, Agent]:
     """
     slots = task.blueprint.slots
     kinds = list(dict.fromkeys((s.spec.gpu, s.spec.tp, s.spec.model) for s in slots))
+    gpus = [gpu for gpu, _, _ in kinds]
+    labels = [gpu if gpus.count(gpu) == 1 else f"{gpu} tp={tp} ({model or 'empty'})" for gpu, tp, model in kinds]
     members = [[r for r, s in enumerate(slots) if (s.spec.gpu, s.spec.tp, s.spec.model) == kind] for kind in kinds]
     capacity = capacity_requests_per_s(task, PROMPT_TOKENS, task.scenario.reward.tokens_per_request)
     weights: dict[str, NDArray[np.float64] | None] = {"equal": None, "by capacity": capacity / capacity.max()}
@@ -45,7 +47,7 @@ def candidates(task: Task) -> dict[str, Agent]:
             chosen[member[:number]] = True
         if not chosen.any():
             continue
-        what = " + ".join(f"{n} {gpu}" for n, (gpu, _, _) in zip(on, kinds, strict=True) if n)
+        what = " + ".join(f"{n} {label}" for n, label in zip(on, labels, strict=True) if n)
         for share, router, (kind, weight) in itertools.product(CAP_SHARES, ROUTERS, weights.items()):
             name = f"{what}, caps at {share:.0%} of their range, {router}, weights {kind}"
             found[name] = Constant(task, only(task, chosen, share, router, weight))

@@ -26,6 +26,7 @@ from .network import Actor, NetworkSpec
 FORMAT = 1
 DESCRIPTION, WEIGHTS = "agent.json", "policy.safetensors"
 MAX_WEIGHT_BYTES = 64 * 2**20
+MAX_WIDTH = 1024
 
 
 def box_lengths(space: gym.spaces.Dict) -> dict[str, int]:
@@ -71,13 +72,7 @@ class LearnedAgent:
 
     def __init__(self, task: Task, folder: Path) -> None:
         about = _read_description(folder)
-        known = set(NetworkSpec.__dataclass_fields__)
-        given = about.get("network", {})
-        if set(given) != known:
-            raise InputError(str(folder / DESCRIPTION), "has no network description", "Train the agent again")
-        spec = NetworkSpec(
-            **{**given, "slot_groups": tuple(given["slot_groups"]), "cluster_heads": tuple(given["cluster_heads"])}
-        )
+        spec = _spec_of(about, folder / DESCRIPTION)
         lengths = box_lengths(task.observations.space())
         wanted = NetworkSpec.of(task.codec.layout, lengths, len(task.observations.forecast_features))
         if replace(spec, width=wanted.width) != wanted:
@@ -98,6 +93,8 @@ class LearnedAgent:
             if path.stat().st_size > MAX_WEIGHT_BYTES:
                 raise InputError(str(path), "is larger than any agent", "Check that it is the right file")
             self._actor.load_state_dict(load_file(path))
+            if not all(torch.isfinite(weights).all() for weights in self._actor.state_dict().values()):
+                raise InputError(str(path), "holds weights that are no numbers", "Train the agent again")
         except (OSError, SafetensorError, RuntimeError) as fault:
             raise InputError(str(path), f"holds no weights for this agent ({fault})", "Train it again") from fault
         self._actor.eval()
@@ -131,6 +128,19 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise InputError(str(path), "is of another format", "Train the agent again with this version")
     return about
+
+
+def _spec_of(about: Mapping[str, Any], path: Path) -> NetworkSpec:
+    given = about.get("network")
+    try:
+        lists = {name: tuple(given[name]) for name in ("slot_groups", "cluster_heads")}  # type: ignore[index]
+        spec = NetworkSpec(**{**given, **lists})  # type: ignore[dict-item]
+        sound = isinstance(spec.width, int) and 1 <= spec.width <= MAX_WIDTH
+    except (TypeError, KeyError):
+        sound = False
+    if not sound:
+        raise InputError(str(path), "has no sound network description", "Train the agent again")
+    return spec
 
 
 def _differences(spec: NetworkSpec, wanted: NetworkSpec) -> str:

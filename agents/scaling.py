@@ -12,7 +12,7 @@ from ..envs.telemetry import LEAD_TIMES_S
 from ..simulator.kernels.state import COMPUTE, FIXED, MEMORY
 from ..simulator.units import PS_PER_S
 from .base import Agent, Heuristic, Task, View
-from .static import only
+from .static import highest_level, only
 
 if TYPE_CHECKING:
     from ..envs.cluster_env import LLMClusterEnv
@@ -27,13 +27,14 @@ def capacity_requests_per_s(task: Task, prompt_tokens: float, output_tokens: flo
     """Requests per second that each slot sustains at a well-filled batch, from its cost tables (R,)."""
     records, cost, _, _ = task.blueprint.stacked
     capacity = np.empty(len(task.fleet))
-    prompt = min(int(prompt_tokens), cost.shape[2] - 1)
+    longest = cost.shape[2] - 1
+    prompt, batch = min(int(prompt_tokens), longest), min(CAPACITY_BATCH, task.fleet.max_num_seqs, longest)
     for r, d in enumerate(task.blueprint.initial):
-        cached = CAPACITY_BATCH * (prompt_tokens + output_tokens / 2)
-        memory = cost[d, MEMORY, CAPACITY_BATCH] + records["kv_read_ps"][d] * cached
-        step = cost[d, FIXED, CAPACITY_BATCH] + max(cost[d, COMPUTE, CAPACITY_BATCH], memory)
+        cached = batch * (prompt_tokens + output_tokens / 2)
+        memory = cost[d, MEMORY, batch] + records["kv_read_ps"][d] * cached
+        step = cost[d, FIXED, batch] + max(cost[d, COMPUTE, batch], memory)
         prefill = cost[d, COMPUTE, prompt] * prompt_tokens / max(prompt, 1)
-        capacity[r] = PS_PER_S / (output_tokens * step / CAPACITY_BATCH + prefill)
+        capacity[r] = PS_PER_S / (output_tokens * step / batch + prefill)
     return capacity
 
 
@@ -55,16 +56,21 @@ class FollowLoad(Heuristic):
         per_request = task.scenario.reward.tokens_per_request
         self._capacity = capacity_requests_per_s(task, PROMPT_TOKENS, per_request)
         self._order = np.argsort(-self._capacity / task.fleet.cap_max_w, kind="stable")
-        self._recent: list[float] = []
+        self._recent: dict[int, list[float]] = {}
 
     def watch(self, env: LLMClusterEnv) -> None:
         """Forgets the last episode."""
-        self._recent = []
+        self._recent = {}
+
+    def forget(self, row: int) -> None:
+        """Forgets the last episode of one row of a batch."""
+        self._recent.pop(row, None)
 
     def expected_requests_per_s(self, view: View) -> float:
         """Traffic to be ready for: the highest of the last ticks."""
-        self._recent = [*self._recent[-self._patience :], view.cluster("arrivals")]
-        return max(self._recent)
+        recent = [*self._recent.get(view.row, [])[-self._patience :], view.cluster("arrivals")]
+        self._recent[view.row] = recent
+        return max(recent)
 
     def decide(self, view: View) -> ClusterAction:
         """Slots for the expected traffic; see :class:`Heuristic`."""
@@ -74,12 +80,8 @@ class FollowLoad(Heuristic):
         chosen = np.zeros(len(self._order), bool)
         chosen[self._order[:count]] = True
         budget_w = min(view.cluster(f"budget_in_{lead}s") for lead in LEAD_TIMES_S)
-        fleet = self.task.fleet
-        low_w, high_w = fleet.cap_min_w[chosen].sum(), fleet.cap_max_w[chosen].sum()
-        steps = self.task.codec.steps - 1
-        share = np.clip((budget_w - low_w) / max(high_w - low_w, 1e-9), 0.0, 1.0)
         weight = self._capacity / self._capacity.max()
-        return only(self.task, chosen, float(np.floor(share * steps) / steps), "least-outstanding", weight)
+        return only(self.task, chosen, highest_level(self.task, chosen, budget_w), "least-outstanding", weight)
 
 
 def tuned_over(kind: type[FollowLoad], task: Task) -> dict[str, Agent]:

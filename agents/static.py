@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 from ..envs.actions import SERVE, SLEEP, ClusterAction
 from .base import Heuristic, Task, View
 
+ROUNDING = 1e-5
+"""Observations are in single precision: a budget that just suffices for a level must not miss it by that."""
+
 
 class Constant(Heuristic):
     """Repeats one action.
@@ -35,12 +38,20 @@ def serve_all(task: Task) -> NDArray[np.int64]:
     return SERVE + np.array(placed, np.int64)
 
 
-def all_on(task: Task, router: str, cap_share: float = 1.0) -> ClusterAction:
-    """Every slot serves with weight 1 and a cap of ``cap_share`` of its TDP."""
+def highest_level(task: Task, chosen: NDArray[np.bool_], budget_w: float) -> float:
+    """The highest level, as a share of the range of caps, at which the caps of the ``chosen`` slots stay in budget."""
+    low_w, high_w = task.fleet.cap_min_w[chosen].sum(), task.fleet.cap_max_w[chosen].sum()
+    steps = task.codec.steps - 1
+    share = np.clip((budget_w - low_w) / max(high_w - low_w, 1e-9), 0.0, 1.0)
+    return float(np.floor(share * steps + ROUNDING) / steps)
+
+
+def all_on(task: Task, router: str) -> ClusterAction:
+    """Every slot serves with weight 1 and no cap."""
     return ClusterAction(
         router=router,
         route_weight=np.ones(len(task.fleet)),
-        cap_w=np.maximum(task.fleet.cap_max_w * cap_share, task.fleet.cap_min_w),
+        cap_w=task.fleet.cap_max_w,
         lifecycle=serve_all(task),
     )
 
@@ -84,10 +95,12 @@ class LeastOutstanding(Constant):
 
 
 class UniformCap(Constant):
-    """All slots on, each capped at the lowest share that the budget ever falls to: safe whatever happens."""
+    """All slots on, all capped alike so that the lowest budget there ever is holds: safe whatever happens."""
 
     def __init__(self, task: Task) -> None:
-        super().__init__(task, all_on(task, "least-outstanding", min(task.scenario.budget.levels)))
+        chosen = np.ones(len(task.fleet), bool)
+        budget_w = min(task.scenario.budget.levels) * float(task.fleet.cap_max_w.sum())
+        super().__init__(task, only(task, chosen, highest_level(task, chosen, budget_w), "least-outstanding"))
 
 
 class Random(Heuristic):
@@ -107,4 +120,6 @@ class Random(Heuristic):
         codec = self.task.codec
         if codec.encoding == "box":
             return codec.decode(self._rng.uniform(-1.0, 1.0, len(codec.layout.sizes)))
-        return codec.decode(self._rng.integers(0, codec.layout.sizes))
+        draws = np.where(codec.fixed_mask, self._rng.random(len(codec.fixed_mask)), -1.0)
+        heads = np.split(draws, np.cumsum(codec.layout.sizes)[:-1])
+        return codec.decode([int(head.argmax()) for head in heads])

@@ -122,10 +122,14 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
             )
         elif not isinstance(requests, RequestTable):
             raise InputError("options['requests']", f"is a {type(requests).__name__}", "Give a RequestTable")
+        elif len(requests) and requests.slo_class.max() >= len(self.scenario.slo):
+            known = ", ".join(self.scenario.slo)
+            raise InputError("options['requests']", "has SLO classes that the scenario lacks", f"It has {known}")
         self.plant = SimulatedPlant(self.scenario, self.blueprint, self.fleet, requests, plant_rng)
         self.forecaster.reset(len(self.fleet) + 1)
         self._ticks = 0
         observation = self._observe(self.plant)
+        self.forecaster.reset(len(self.fleet) + 1)  # the zeros before the first second are no reading to learn from
         return observation, {"action_mask": self.action_masks(), "time_s": 0.0}
 
     def step(self, action: ArrayLike) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -187,6 +191,8 @@ def _with_workload(scenario: Scenario, workload: str | Path | dict[str, Any] | W
         return scenario
     if isinstance(workload, str | Path):
         workload = {"file": str(Path(workload).absolute()), "start_s": "random", "repeat": True}
-    if not isinstance(workload, dict):
+    if not isinstance(workload, dict | WorkloadSpec):
+        raise InputError("workload", f"is a {type(workload).__name__}", "Give the path of a trace, or a dict")
+    if isinstance(workload, WorkloadSpec):
         return scenario.model_copy(update={"workload": workload})
     return load_scenario({**scenario.model_dump(), "workload": workload, "folder": scenario.folder})

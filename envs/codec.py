@@ -75,7 +75,7 @@ class ActionCodec:
         self.layout = Layout(len(fleet), width, slot_groups, tuple(cluster))
         self._sizes = self.layout.sizes
         self._offsets = np.concatenate([[0], np.cumsum(self._sizes)])
-        self._fixed_mask = self._build_fixed_mask()
+        self.fixed_mask = self._build_fixed_mask()
 
     def space(self) -> gym.spaces.MultiDiscrete | gym.spaces.Box:
         """The Gymnasium space."""
@@ -173,7 +173,7 @@ class ActionCodec:
 
     def masks(self, telemetry: Telemetry) -> NDArray[np.bool_]:
         """Which options of which head are open, flat over the heads, as sb3-contrib wants it; a fresh array."""
-        mask = self._fixed_mask.copy()
+        mask = self.fixed_mask.copy()
         for h, (name, _) in enumerate(self.layout.cluster_heads, len(self._sizes) - len(self.layout.cluster_heads)):
             if name == "place":
                 mask[self._offsets[h] + 1 : self._offsets[h + 1]] = self._places(telemetry)

@@ -67,6 +67,15 @@ def slo_limits(scenario: Scenario) -> SloLimits:
     )
 
 
+def _instances(
+    spec: InstancesSpec, model: int, pending: deque[int], world: simpy.Environment, rng: np.random.Generator
+) -> Generator[simpy.Event, Any, None]:
+    """Asks for instances for ever. It does not hold the plant: a cycle would keep whole runs in memory for long."""
+    while True:
+        yield world.timeout(to_ps(rng.exponential(spec.mean_interval_s)))
+        pending.append(model)
+
+
 class SimulatedPlant:
     """One run of a scenario.
 
@@ -94,17 +103,12 @@ class SimulatedPlant:
         self.limits = slo_limits(scenario)
         self.pending: deque[int] = deque()
         for spec, source in zip(scenario.instances, instance_rng.spawn(len(scenario.instances)), strict=True):
-            self.cluster.world.process(self._instances(spec, source))
+            model = fleet.models.index(spec.model)
+            self.cluster.world.process(_instances(spec, model, self.pending, self.cluster.world, source))
         self._models = np.array([d.model for d in blueprint.deployments])
         self._left = 0
         self._arrived = 0
         self._attainment = 1.0
-
-    def _instances(self, spec: InstancesSpec, rng: np.random.Generator) -> Generator[simpy.Event, Any, None]:
-        model = self._fleet.models.index(spec.model)
-        while True:
-            yield self.cluster.world.timeout(to_ps(rng.exponential(spec.mean_interval_s)))
-            self.pending.append(model)
 
     @property
     def fleet(self) -> Fleet:
@@ -114,8 +118,9 @@ class SimulatedPlant:
     def apply(self, action: ClusterAction) -> None:
         """Carries an action out; what it leaves at ``None`` stays."""
         cluster = self.cluster
-        if action.route_weight is not None:
-            cluster.route(action.route_weight, action.router)
+        if action.route_weight is not None or action.router is not None:
+            weight = action.route_weight
+            cluster.route(cluster.engine.slots["route_weight"].copy() if weight is None else weight, action.router)
         if action.cap_w is not None:
             cluster.cap(action.cap_w)
         if action.clock_ratio is not None:

@@ -34,6 +34,12 @@ class BudgetSpec(_Spec):
     mean_hold_s: float = Field(default=300.0, gt=0)
     ramp_s: float = Field(default=60.0, gt=0)
 
+    @model_validator(mode="after")
+    def _levels_differ(self) -> BudgetSpec:
+        if min(self.levels) <= 0 or len(set(self.levels)) < len(self.levels):
+            raise ValueError(f"levels {list(self.levels)} must be positive and differ from one another")
+        return self
+
 
 class InstancesSpec(_Spec):
     """Instances that ask for a slot while the run goes on; the `place` action gives them one."""
@@ -84,6 +90,17 @@ class Scenario(_Spec):
             raise ValueError(f"horizon_s {self.horizon_s} must be a multiple of tick_s {self.tick_s}")
         return self
 
+    @model_validator(mode="after")
+    def _instances_have_models(self) -> Scenario:
+        known = self.cluster.served_models()
+        for number, spec in enumerate(self.instances):
+            if spec.model not in known:
+                raise ValueError(
+                    f"instances[{number}].model: the cluster does not have '{spec.model}'; use one of "
+                    f"{', '.join(known)}, or add it to cluster.models"
+                )
+        return self
+
     @property
     def ticks(self) -> int:
         """Decisions in an episode."""
@@ -112,6 +129,8 @@ def load_scenario(source: str | Path | dict[str, Any] | Scenario) -> Scenario:
         return source
     if isinstance(source, dict):
         return _parse(source, "scenario")
+    if not isinstance(source, str | Path):
+        raise InputError("scenario", f"is a {type(source).__name__}", "Give a name, a path, a dict or a Scenario")
     text = str(source)
     if text in scenario_names():
         file = resources.files(__package__).joinpath("scenarios", f"{text}.toml")

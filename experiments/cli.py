@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -89,12 +90,13 @@ def train(
     from .train import TrainConfig
     from .train import train as run
 
-    chosen = load_scenario(scenario)
+    config = TrainConfig(algo, load_scenario(scenario), timesteps, seed, parallel=parallel)
     if workload:
-        chosen = Split(chosen, workload, out.with_name(f"{out.name}-workload")).scenario("training")
+        split = Split(config.scenario, workload, out.with_name(f"{out.name}-workload"))
+        config = replace(config, scenario=split.scenario("training"))
     console = people(json_file)
     announce_compilation()
-    result = run(TrainConfig(algo, chosen, timesteps, seed, parallel=parallel), out, people("-"))
+    result = run(config, out, people("-"))
     console.print(f"{result['timesteps']:,} steps, {result['timesteps_now']:,} of them now: {out}")
     write_json(result, json_file)
 
@@ -118,15 +120,17 @@ def evaluate(
 ) -> None:
     """Compare agents on the same held-out traffic: a table with 95 % intervals, and an HTML report with plots."""
     from ..envs.scenario import load_scenario
+    from .evaluate import check
     from .evaluate import evaluate as run
     from .report import write_report
     from .splits import Split
     from .table import as_json, print_table
 
     chosen = load_scenario(scenario)
-    out.mkdir(parents=True, exist_ok=True)
-    split = Split(chosen, workload, out) if workload else None
     names = [name.strip() for name in agents.split(",") if name.strip()]
+    check(chosen, names, reference)
+    split = Split(chosen, workload, out) if workload else None
+    out.mkdir(parents=True, exist_ok=True)
     announce_compilation()
     with progress_bar() as progress:
         evaluation, notes = run(chosen, names, episodes, seed, progress, split)
@@ -169,6 +173,9 @@ def main() -> None:
         # Without a message it is the help, which has been shown.
         if str(fault):
             typer.echo(f"error: {fault} See `llmcluster --help`.", err=True)
+        sys.exit(2)
+    except OSError as fault:
+        typer.echo(f"error: {fault.filename}: {fault.strerror}. Check the path.", err=True)
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
         typer.echo("interrupted", err=True)

@@ -21,6 +21,19 @@ from .splits import Split
 from .tune import tuned, tuning_episodes
 
 
+def check(scenario: Scenario, names: Sequence[str], reference: str | None = None) -> None:
+    """Raises :class:`InputError` if an agent does not exist or fit, before anything is played or written."""
+    if not names or len(set(names)) != len(names):
+        raise InputError("agents", f"{','.join(names) or 'none'} given", "Name at least one agent, and each once")
+    task = Task.of(LLMClusterEnv(scenario))
+    for name in names:
+        if name not in CANDIDATES:
+            make_agent(name, task)
+    titles = dict.fromkeys([*names, *(Path(name).name for name in names)])
+    if reference is not None and reference not in titles:
+        raise InputError("reference", f"'{reference}' is not among the agents", f"Use one of {', '.join(names)}")
+
+
 def evaluate(
     scenario: Scenario,
     names: Sequence[str],
@@ -49,8 +62,7 @@ def evaluate(
     """
     if episodes < 1:
         raise InputError("episodes", f"is {episodes}", "Give at least 1")
-    if not names or len(set(names)) != len(names):
-        raise InputError("agents", f"{','.join(names) or 'none'} given", "Name at least one agent, and each once")
+    check(scenario, names)
     began = time.perf_counter()
     validation = LLMClusterEnv(split.scenario("validation") if split else scenario)
     env = LLMClusterEnv(split.scenario("held_out") if split else scenario)

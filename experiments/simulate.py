@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..simulator.files import whole
 from ..simulator.kernels.state import BIN, FINISHED, REQUEST_STATUS_NAMES, STATUS_NAMES
 from ..simulator.metrics import met_slo
 from ..simulator.units import PS_PER_S
-from ..simulator.workload.table import RequestTable
+from ..simulator.workload.table import ANY_MODEL, RequestTable
 
 DRAIN_S = 24 * 3600.0
 
@@ -53,6 +53,8 @@ def simulate(
         scenario = scenario.model_copy(update={"horizon_s": ticks * scenario.tick_s})
     began = time.perf_counter()
     env = LLMClusterEnv(scenario)
+    if requests is not None:
+        requests = _for_scenario(requests, env.blueprint.models, tuple(scenario.slo))
     player = make_agent(agent, Task.of(env))
     observation, info = env.reset(seed=seed, options={"requests": requests})
     if isinstance(player, Heuristic):
@@ -76,6 +78,19 @@ def simulate(
         "wall_s": time.perf_counter() - began,
     }
     return plant, _without_nan(result)
+
+
+def _for_scenario(requests: RequestTable, models: tuple[str, ...], slo_classes: tuple[str, ...]) -> RequestTable:
+    """Names of the trace count where the scenario has them; else any model will do, and the first SLO class holds."""
+    model = [models.index(name) if name in models else ANY_MODEL for name in requests.models]
+    slo = [slo_classes.index(name) if name in slo_classes else 0 for name in requests.slo_classes]
+    return replace(
+        requests,
+        model=np.array([*model, ANY_MODEL], np.int16)[requests.model],  # -1 picks the last
+        slo_class=np.array([*slo, 0], np.int16)[requests.slo_class],
+        models=models,
+        slo_classes=slo_classes,
+    )
 
 
 def _without_nan(values: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,7 @@ from ..simulator.errors import InputError
 from ..simulator.units import to_ps
 from ..simulator.workload.formats import read_workload
 from ..simulator.workload.spec import WorkloadSpec
-from ..simulator.workload.table import RequestTable
+from ..simulator.workload.table import COLUMNS, RequestTable
 from ..simulator.workload.traces import TRACES, cached
 
 Part = Literal["training", "validation", "held_out"]
@@ -40,8 +41,8 @@ class Split:
     def __init__(self, scenario: Scenario, source: str, folder: Path) -> None:
         table = read_trace(source)
         self.name = Path(source).name
-        self._folder = folder / "workload"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256(b"".join(getattr(table, name).tobytes() for name in COLUMNS)).hexdigest()[:12]
+        self._folder = folder / "workload" / digest
         total_s = table.duration_s
         shortest_s = min(stop - start for start, stop in SHARES.values()) * total_s
         tick = scenario.tick_s
@@ -49,6 +50,7 @@ class Split:
         if self.horizon_s < tick:
             raise InputError(source, f"covers only {total_s:.0f} s", f"Give a trace of at least {5 * tick} s")
         self._scenario = scenario
+        self._folder.mkdir(parents=True, exist_ok=True)
         for part, (start, stop) in SHARES.items():
             piece = table.between(to_ps(start * total_s), to_ps(stop * total_s) + int(stop == 1.0))
             piece.to_parquet(self._path(part))
@@ -58,6 +60,6 @@ class Split:
 
     def scenario(self, part: Part) -> Scenario:
         """The scenario with one part of the trace as its workload."""
-        # The path, not the content, is what two runs have in common; `repeat` fills a part that is a little too short.
+        # The path, made of the content, is what two runs have in common; `repeat` fills a part that is a little short.
         workload = WorkloadSpec(file=str(self._path(part).absolute()), start_s="random", repeat=True)
         return self._scenario.model_copy(update={"workload": workload, "horizon_s": self.horizon_s})

@@ -17,6 +17,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from ..agents.learned import network_spec, save_agent
@@ -39,18 +40,18 @@ class PpoSettings:
     """Hyperparameters of PPO (Schulman et al. 2017), Stable-Baselines3's names; chosen on validation traffic."""
 
     n_envs: int = 8
-    n_steps: int = 256
-    batch_size: int = 1024
+    n_steps: int = 64
+    batch_size: int = 128
     n_epochs: int = 5
-    learning_rate: float = 1e-4
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 5e-5
     gamma: float = 0.95
     gae_lambda: float = 0.9
     clip_range: float = 0.2
-    ent_coef: float = 1e-4
+    ent_coef: float = 0.0
     vf_coef: float = 0.5
     max_grad_norm: float = 0.5
-    target_kl: float = 0.05
-    decay: bool = False
+    target_kl: float = 0.03
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,13 @@ class TrainConfig:
     seed: int = 0
     settings: PpoSettings = field(default_factory=PpoSettings)
     parallel: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be run, before anything is written."""
+        if self.algo not in ALGORITHMS:
+            raise InputError("algo", f"'{self.algo}' is unknown", f"Use one of {', '.join(ALGORITHMS)}")
+        if self.timesteps < 1:
+            raise InputError("timesteps", f"is {self.timesteps}", "Give at least 1")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -142,12 +150,9 @@ def train(config: TrainConfig, folder: Path, console: Console, checkpoint_every:
         Steps done in all and in this call, and the folder.
 
     Raises:
-        InputError: The algorithm is unknown, or the folder holds another run.
+        InputError: The scenario's workload does not hold, or the folder holds another run.
     """
-    if config.algo not in ALGORITHMS:
-        raise InputError("algo", f"'{config.algo}' is unknown", f"Use one of {', '.join(ALGORITHMS)}")
-    if config.timesteps < 1:
-        raise InputError("timesteps", f"is {config.timesteps}", "Give at least 1")
+    LLMClusterEnv(config.scenario).reset(seed=0)  # raises what is wrong with the workload, before anything is written
     _claim(config, folder)
     algorithm, policy = ALGORITHMS[config.algo]
     vec = make_vec(config)
@@ -204,9 +209,8 @@ def _model(config: TrainConfig, folder: Path, algorithm: type[Any], policy: type
     torch.manual_seed(config.seed)
     settings = asdict(config.settings)
     del settings["n_envs"]
-    if settings.pop("decay"):
-        lr = settings["learning_rate"]
-        settings["learning_rate"] = lambda left: lr * (0.05 + 0.95 * left)
+    first, last = settings["learning_rate"], settings.pop("final_learning_rate")
+    settings["learning_rate"] = LinearSchedule(first, last, 1.0)
     network = network_spec(LLMClusterEnv(config.scenario)).as_dict()
     made: BaseAlgorithm = algorithm(
         policy,

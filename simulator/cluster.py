@@ -113,7 +113,12 @@ class Cluster:
         self.history = History(len(blueprint.slots), expected_s)
         (life_rng,) = rng.spawn(1)
         self.lifecycle = Lifecycle(
-            self.world, self.engine.slots, blueprint.deployments, blueprint.index, life_rng, self._load
+            self.world,
+            self.engine.slots,
+            blueprint.deployments,
+            blueprint.index,
+            life_rng,
+            self.engine.deployments["kv_blocks"],
         )
         self._server = np.array([s.server for s in blueprint.slots])
         self._inlet_c = np.array([s.spec.inlet_c for s in blueprint.slots])
@@ -209,10 +214,6 @@ class Cluster:
             self.world.run(until=now_ps)
         while self.world.peek() <= now_ps:
             self.world.step()
-
-    def _load(self, slot: int, deployment: int) -> None:
-        self.engine.slots["deployment"][slot] = deployment
-        self.engine.slots["free_blocks"][slot] = self.engine.deployments["kv_blocks"][deployment]
 
     def _update_inlets(self, power_w: NDArray[np.float64]) -> None:
         heat_w = np.bincount(self._server, weights=power_w)[self._server]

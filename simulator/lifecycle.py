@@ -5,7 +5,7 @@ A slot pursues the last target it was given; a transition that has begun to load
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -50,7 +50,7 @@ class Lifecycle:
         deployments: All deployments.
         index: int64 (slots, models): deployment of each model on each slot, -1 if it does not fit.
         rng: Source of the variation of start times.
-        on_load: Called with (slot, deployment) when a slot's deployment changes.
+        kv_blocks: int64 (deployments,): blocks of the KV cache, all free after a load.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class Lifecycle:
         deployments: Sequence[Deployment],
         index: NDArray[np.int64],
         rng: np.random.Generator,
-        on_load: Callable[[int, int], None],
+        kv_blocks: NDArray[np.int64],
     ) -> None:
         self._world, self._slots, self._deployments, self._index = world, slots, deployments, index
-        self._rng, self._on_load = rng, on_load
+        self._rng, self._kv_blocks = rng, kv_blocks
         self.target = np.where(slots["status"] == SERVING, Target.SERVE + self._models(), 0).astype(np.int64)
         self.target[slots["status"] == SLEEPING] = Target.SLEEP
         self.target[slots["status"] == EMPTY] = Target.OFF
@@ -132,7 +132,8 @@ class Lifecycle:
         deployment = self._deployments[number]
         seconds = deployment.wake_s if woken else deployment.load_s
         seconds *= float(self._rng.uniform(1 - START_JITTER, 1 + START_JITTER))
-        self._on_load(slot, number)
+        self._slots["deployment"][slot] = number
+        self._slots["free_blocks"][slot] = self._kv_blocks[number]
         self._set(slot, LOADING)
         self.starts += 1
         delay = round(seconds * PS_PER_S)

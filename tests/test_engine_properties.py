@@ -214,3 +214,216 @@ def test_equals_the_oracle_with_impatient_clients(case: Case) -> None:
 @given(cases(timeouts=True, closed=True))
 def test_equals_the_oracle_in_a_closed_loop(case: Case) -> None:
     assert_equal_to_oracle(case, run(case))
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=20_000)
+@given(cases(timeouts=True, closed=True))
+def test_equals_the_oracle_at_length(case: Case) -> None:
+    assert_equal_to_oracle(case, run(case))
+
+
+stops = st.lists(st.one_of(st.integers(1, 4 * BIN_PS), st.integers(1, 400).map(lambda k: k * 10 * MS)), max_size=40)
+
+
+@many
+@given(cases(timeouts=True, closed=True), stops, st.sampled_from([ROUND_ROBIN, LEAST_OUTSTANDING]))
+def test_neither_the_slicing_nor_the_router_of_one_slot_matters(case: Case, stops: list[int], router: int) -> None:
+    whole, sliced = run(case), run(case, router, stops)
+    assert whole.times() == sliced.times()
+    for name in ("prompt_tokens", "output_tokens", "running", "waiting", "kv_used", "clock_ratio"):
+        a, b = (x.history.column(name)[: min(whole.end, sliced.end) // BIN_PS] for x in (whole, sliced))
+        assert a.tolist() == b.tolist(), name
+    for name in ("energy_j", "temperature_c"):
+        a, b = (x.history.column(name)[: min(whole.end, sliced.end) // BIN_PS] for x in (whole, sliced))
+        np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+@many
+@given(cases(timeouts=True, closed=True))
+def test_nothing_is_lost(case: Case) -> None:
+    result = run(case)
+    engine, table = result.engine, case.table
+    assert_at_rest(engine)
+    rows = engine.requests
+    finished, gone = rows[rows["status"] == FINISHED], rows[rows["status"] != FINISHED]
+    assert (finished["generated"] == finished["output"]).all()
+    ordered = [finished[name] for name in ("arrival_ps", "admit_ps", "first_token_ps", "finish_ps")]
+    assert all((a <= b).all() for a, b in pairwise(ordered)) and (finished["admit_ps"] < finished["first_token_ps"]).all()
+    assert (gone["first_token_ps"] < 0).all()
+    history = result.history
+    assert history.column("output_tokens").sum() == finished["output"].sum()
+    if not gone["preemptions"].any():
+        prefilled = history.column("prompt_tokens").sum()
+        again = int((finished["prompt"] + finished["output"]) @ finished["preemptions"])
+        assert finished["prompt"].sum() <= prefilled <= finished["prompt"].sum() + again
+    energy = history.column("energy_j")
+    assert (energy >= table.idle_w * (1 - 1e-12)).all() and (energy <= table.full_power_w * (1 + 1e-12)).all()
+
+
+@many
+@given(cases(timeouts=True))
+def test_requests_too_long_are_rejected_on_arrival_and_no_others(case: Case) -> None:
+    engine, table = run(case).engine, case.table
+    rows = engine.requests
+    tokens = rows["prompt"] + rows["output"]
+    too_long = (tokens > table.max_model_len) | (tokens > table.kv_blocks * table.block_size)
+    assert ((rows["status"] == REJECTED) == too_long).all()
+    assert (rows["finish_ps"] == rows["arrival_ps"])[too_long].all()
+    assert (rows["slot"][too_long] == -1).all() and (rows["slot"][~too_long] == 0).all()
+
+
+@many
+@given(cases(timeouts=True))
+def test_clients_leave_once_their_patience_is_over_and_never_with_a_token(case: Case) -> None:
+    rows = run(case).engine.requests
+    out = rows[rows["status"] == TIMED_OUT]
+    assert (out["timeout_ps"] >= 0).all() and (out["finish_ps"] > out["arrival_ps"] + out["timeout_ps"]).all()
+    admitted = rows[(rows["admit_ps"] >= 0) & (rows["timeout_ps"] >= 0)]
+    assert (admitted["admit_ps"] <= admitted["arrival_ps"] + admitted["timeout_ps"]).all()
+
+
+@many
+@given(cases(timeouts=True, closed=True))
+def test_a_closed_loop_client_answers_exactly_after_its_think_time(case: Case) -> None:
+    rows = run(case).engine.requests
+    bounds = [job.arrival for job in case.jobs()]
+    for i, row in enumerate(rows):
+        if i and row["think_ps"] >= 0:
+            due = rows[i - 1]["finish_ps"] + max(row["think_ps"], 1)
+            assert row["arrival_ps"] == max(due, bounds[i])
+        else:
+            assert row["arrival_ps"] == bounds[i]
+
+
+@many
+@given(cases(), st.lists(st.integers(1, 4 * BIN_PS), min_size=1, max_size=20))
+def test_no_request_finishes_before_the_bound_of_its_slot(case: Case, stops: list[int]) -> None:
+    """Routing and closed loops leave a slot alone until its bound; a finish before it would be seen too late."""
+    case = replace(case, caps=(), rows=tuple((0, *row[1:]) for row in case.rows))
+    finish = np.sort(run(case).engine.requests["finish_ps"])
+    engine = compiled(case.table, case.jobs(), LEAST_OUTSTANDING, case.cap_w)
+    for stop in sorted(stops):
+        advance(engine, stop)
+        later = finish[finish > stop]
+        if len(later):
+            assert engine.slots["bound_ps"][0] <= later[0]
+
+
+# -------------------------------------------------------------------------------------------------------- several slots
+
+
+@st.composite
+def fleets(draw: st.DrawFn, closed: bool = False) -> tuple[list[Table], list[Job]]:
+    """Two to four slots of unequal speed and size, which share block size, budget and ladder."""
+    first = draw(tables())
+    fleet = [first]
+    for _ in range(draw(st.integers(1, 3))):
+        factor = draw(st.integers(1, 3))
+        fleet.append(
+            replace(
+                first,
+                fixed_ps=tuple(factor * t for t in first.fixed_ps),
+                kv_blocks=draw(st.integers(1, 3)) * first.kv_blocks,
+                max_num_seqs=draw(st.integers(1, first.max_num_seqs)),
+            )
+        )
+    rows = draw(crowds(min(first.kv_blocks * first.block_size, 150), timeouts=False, closed=closed))
+    return fleet, Case(first, tuple(rows), (), 1e9).jobs()
+
+
+routers = st.sampled_from([ROUND_ROBIN, LEAST_OUTSTANDING])
+
+
+@many
+@given(fleets(closed=True), routers, stops)
+def test_a_fleet_loses_nothing_and_each_slot_equals_the_oracle(
+    fleet: tuple[list[Table], list[Job]], router: int, stops: list[int]
+) -> None:
+    """What the router has sent to a slot is served as if the slot were alone in the world."""
+    specs, jobs = fleet
+    result = Run(compiled(specs, jobs, router), stops=stops)
+    assert_at_rest(result.engine)
+    rows = result.engine.requests
+    for r, table in enumerate(specs):
+        mine = [i for i, row in enumerate(rows) if row["slot"] == r]
+        alone = [Job(int(rows[i]["arrival_ps"]), jobs[i].prompt, jobs[i].output) for i in mine]
+        Oracle(table, alone, [(0, 1e9)]).run(result.end)
+        assert [(j.admit, j.first, j.finish, j.preemptions) for j in alone] == [
+            tuple(rows[i][name].item() for name in ("admit_ps", "first_token_ps", "finish_ps", "preemptions"))
+            for i in mine
+        ]
+
+
+@many
+@given(fleets(closed=True), routers, stops)
+def test_slicing_does_not_matter_to_a_fleet(
+    fleet: tuple[list[Table], list[Job]], router: int, stops: list[int]
+) -> None:
+    specs, jobs = fleet
+    whole, sliced = Run(compiled(specs, jobs, router)), Run(compiled(specs, jobs, router), stops=stops)
+    assert whole.times() == sliced.times()
+    assert whole.engine.requests["slot"].tolist() == sliced.engine.requests["slot"].tolist()
+
+
+def routed(engine: Engine) -> list[int]:
+    """Rows in the order in which they were routed: the engine's own order of arrival."""
+    rows = engine.requests
+    return sorted(np.flatnonzero(rows["slot"] >= 0).tolist(), key=lambda i: (rows[i]["arrival_ps"], i))
+
+
+@many
+@given(fleets(), st.data())
+def test_least_outstanding_picks_a_least_loaded_slot(fleet: tuple[list[Table], list[Job]], data: st.DataObject) -> None:
+    specs, jobs = fleet
+    weight = data.draw(st.lists(st.sampled_from([0.5, 1.0, 2.0]), min_size=len(specs), max_size=len(specs)))
+    specs = [replace(t, kv_blocks=specs[0].kv_blocks) for t in specs]
+    engine = compiled(specs, jobs, LEAST_OUTSTANDING)
+    engine.slots["route_weight"] = weight
+    Run(engine)
+    rows, before = engine.requests, []
+    for i in routed(engine):
+        arrival = rows[i]["arrival_ps"]
+        load = Counter(int(rows[j]["slot"]) for j in before if rows[j]["finish_ps"] > arrival)
+        scores = [(load[r] + 1) / weight[r] for r in range(len(specs))]
+        assert rows[i]["slot"] == scores.index(min(scores))
+        before.append(i)
+
+
+@many
+@given(fleets(), st.data())
+def test_weighted_round_robin_keeps_to_its_shares(fleet: tuple[list[Table], list[Job]], data: st.DataObject) -> None:
+    specs, jobs = fleet
+    weight = np.array(data.draw(st.lists(st.integers(0, 5), min_size=len(specs), max_size=len(specs))), float)
+    specs = [replace(t, kv_blocks=specs[0].kv_blocks) for t in specs]
+    engine = compiled(specs, jobs, ROUND_ROBIN)
+    engine.slots["route_weight"] = weight
+    Run(engine)
+    share = (weight if weight.any() else np.ones(len(specs))) / (weight.sum() or len(specs))
+    got = np.zeros(len(specs))
+    for n, i in enumerate(routed(engine), 1):
+        got[engine.requests[i]["slot"]] += 1
+        assert (np.abs(got - n * share) <= 1 + 1e-9).all()
+    assert (got[share == 0] == 0).all()
+
+
+@some
+@given(fleets(), routers)
+def test_a_request_goes_where_it_fits(fleet: tuple[list[Table], list[Job]], router: int) -> None:
+    specs, jobs = fleet
+    rows = Run(compiled(specs, jobs, router)).engine.requests
+    capacity = np.array([min(t.max_model_len, t.kv_blocks * t.block_size) for t in specs])
+    tokens = rows["prompt"] + rows["output"]
+    assert ((rows["status"] == REJECTED) == (tokens > capacity.max())).all()
+    served = rows["slot"] >= 0
+    assert (tokens[served] <= capacity[rows["slot"][served]]).all()
+
+
+@some
+@given(fleets(), routers)
+def test_the_same_run_twice_gives_the_same_bytes(fleet: tuple[list[Table], list[Job]], router: int) -> None:
+    specs, jobs = fleet
+    one, two = (Run(compiled(specs, jobs, router)) for _ in range(2))
+    for a, b in zip(one.engine, two.engine, strict=True):
+        assert a.tobytes() == b.tobytes()
+    assert one.history.column("energy_j").tobytes() == two.history.column("energy_j").tobytes()

@@ -17,7 +17,18 @@ import llmcluster
 
 ROOT = Path(llmcluster.__file__).parent
 NOT_THE_PACKAGE = {"tests", "docs", "build", "dist", "runs", "llmcluster.egg-info"}
-HEAVY = ("torch", "numba", "simpy", "matplotlib", "pyarrow", "pydantic", "plotly", "stable_baselines3", "typer", "scipy")
+HEAVY = (
+    "torch",
+    "numba",
+    "simpy",
+    "matplotlib",
+    "pyarrow",
+    "pydantic",
+    "plotly",
+    "stable_baselines3",
+    "typer",
+    "scipy",
+)
 FORBIDDEN = {
     "simulator": {"envs", "agents", "forecaster", "deploy", "experiments"},
     "forecaster": {"simulator", "envs", "agents", "deploy", "experiments"},
@@ -71,9 +82,11 @@ def test_importing_is_cheap() -> None:
 
 
 def test_public_names_load_when_used() -> None:
-    assert {name for name in llmcluster.__all__ if getattr(llmcluster, name).__name__ == name or callable(
-        getattr(llmcluster, name)
-    )} == set(llmcluster.__all__)
+    assert {
+        name
+        for name in llmcluster.__all__
+        if getattr(llmcluster, name).__name__ == name or callable(getattr(llmcluster, name))
+    } == set(llmcluster.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
         llmcluster.Nonsense  # noqa: B018
 

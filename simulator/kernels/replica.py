@@ -22,6 +22,7 @@ from .state import (
     DRAINING,
     FINISHED,
     FIXED,
+    FOREVER,
     MEMORY,
     RUNNING,
     SERVING,
@@ -344,9 +345,23 @@ def next_finish_bound(engine: Engine, r: int) -> int:
     # At the clock now held, until the next bin edge may change it; KV growth only makes iterations longer.
     d = slot.deployment
     k = engine.heap_key[r, 0] - slot.iteration - 1
+    if (k // engine.deployments[d].block_size + 1) * n > slot.free_blocks:
+        return flight  # A preemption would leave a smaller batch, whose iterations are shorter.
     shortest = engine.cost[d, FIXED, n] + engine.cost[d, MEMORY, n] + engine.deployments[d].kv_read_ps * slot.context
     edge = (flight // BIN_PS + 1) * BIN_PS
     return max(flight, min(edge, flight + k * shortest))
+
+
+@part
+def queue_deadline(engine: Engine, r: int) -> int:
+    """Time to which the head of the queue of slot ``r`` waits for blocks; what follows it may be served after that."""
+    slot = engine.slots[r]
+    if slot.waiting == 0 or slot.decodes >= engine.deployments[slot.deployment].max_num_seqs:
+        return FOREVER
+    head = engine.requests[slot.queue_head]
+    if head.timeout_ps < 0 or head.generated > 0:
+        return FOREVER
+    return max(slot.now_ps, head.arrival_ps + head.timeout_ps)
 
 
 @kernel
@@ -370,5 +385,6 @@ def run_replica(engine: Engine, r: int, limit: int) -> None:
         elif slot.decodes > 0:
             edge = (slot.now_ps // BIN_PS + 1) * BIN_PS
             # Blocks that a preemption has freed may let the queue in at the very next iteration.
-            decode(engine, r, min(limit, edge), 1 if preempted else MANY)
+            stop = min(limit, edge, queue_deadline(engine, r))
+            decode(engine, r, stop, 1 if preempted else MANY)
     slot.bound_ps = next_finish_bound(engine, r)
