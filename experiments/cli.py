@@ -87,9 +87,10 @@ def train(
     """Train an agent. TensorBoard logs and checkpoints go into the folder; a killed run goes on where it was."""
     from ..envs.scenario import load_scenario
     from .splits import Split
-    from .train import TrainConfig
+    from .train import TrainConfig, use_one_thread
     from .train import train as run
 
+    use_one_thread()
     config = TrainConfig(algo, load_scenario(scenario), timesteps, seed, parallel=parallel)
     if workload:
         split = Split(config.scenario, workload, out.with_name(f"{out.name}-workload"))
@@ -172,7 +173,7 @@ def main() -> None:
     except TyperException as fault:
         # Without a message it is the help, which has been shown.
         if str(fault):
-            typer.echo(f"error: {fault} See `llmcluster --help`.", err=True)
+            typer.echo(f"error: {fault.format_message().rstrip('.')}. See `llmcluster --help`.", err=True)
         sys.exit(2)
     except OSError as fault:
         typer.echo(f"error: {fault.filename}: {fault.strerror}. Check the path.", err=True)

@@ -12,7 +12,7 @@ from ..simulator.kernels.state import SERVING
 from .results import SERIES, Episode
 
 
-def play(env: LLMClusterEnv, agent: Agent, name: str, seed: int, warmup_s: int = 0) -> Episode:
+def play(env: LLMClusterEnv, agent: Agent, name: str, seed: int, warmup_s: int = 0, *, drain: bool = True) -> Episode:
     """Plays one episode to its horizon and drains the queue.
 
     Args:
@@ -21,6 +21,7 @@ def play(env: LLMClusterEnv, agent: Agent, name: str, seed: int, warmup_s: int =
         name: Its name in the result.
         seed: Seed of the traffic and of all else that the world draws.
         warmup_s: Seconds at the start that the summary leaves out; rewards are counted from the beginning.
+        drain: Whether to; without, the summary stops at the horizon.
 
     Returns:
         What came of it.
@@ -51,7 +52,8 @@ def play(env: LLMClusterEnv, agent: Agent, name: str, seed: int, warmup_s: int =
         for key, value in zip(SERIES, values, strict=True):
             series[key].append(value)
     assert env.plant is not None
-    env.plant.cluster.drain()
+    if drain:
+        env.plant.cluster.drain()
     return Episode(name, seed, reward, terms, env.plant.summary(warmup_s), {k: np.array(v) for k, v in series.items()})
 
 
@@ -61,6 +63,6 @@ def mean_reward(
     """Mean reward over episodes; ``tick`` is called after each."""
     rewards = []
     for seed in seeds:
-        rewards.append(play(env, agent, "", seed).reward)
+        rewards.append(play(env, agent, "", seed, drain=False).reward)
         tick()
     return float(np.mean(rewards))

@@ -133,6 +133,7 @@ def request_table(plant: SimulatedPlant) -> pa.Table:
     done = rows["status"] == FINISHED
     ttft_s = np.where(first >= 0, (first - rows["arrival_ps"]) / PS_PER_S, np.nan)
     tpot_s = np.where(done & (output > 1), (last - first) / PS_PER_S / np.maximum(output - 1, 1), np.nan)
+    e2e_s = np.where(done, (last - rows["arrival_ps"]) / PS_PER_S, np.nan)
     return pa.table(
         {
             "arrival_ps": rows["arrival_ps"],
@@ -148,6 +149,7 @@ def request_table(plant: SimulatedPlant) -> pa.Table:
             "preemptions": rows["preemptions"],
             "ttft_s": pa.array(ttft_s, from_pandas=True),
             "tpot_s": pa.array(tpot_s, from_pandas=True),
+            "e2e_s": pa.array(e2e_s, from_pandas=True),
             "met_slo": met_slo(cluster, np.arange(len(rows)), plant.limits),
         }
     )

@@ -49,10 +49,15 @@ class Split:
         self.horizon_s = min(scenario.horizon_s, int(shortest_s // tick) * tick)
         if self.horizon_s < tick:
             raise InputError(source, f"covers only {total_s:.0f} s", f"Give a trace of at least {5 * tick} s")
+        pieces: dict[Part, RequestTable] = {}
+        for part, (start, stop) in SHARES.items():
+            pieces[part] = table.between(to_ps(start * total_s), to_ps(stop * total_s) + int(stop == 1.0))
+            if len(pieces[part]) < 2:
+                when = f"between {start * total_s:.0f} s and {stop * total_s:.0f} s"
+                raise InputError(source, f"has too few requests {when}", "Give a trace with traffic all along")
         self._scenario = scenario
         self._folder.mkdir(parents=True, exist_ok=True)
-        for part, (start, stop) in SHARES.items():
-            piece = table.between(to_ps(start * total_s), to_ps(stop * total_s) + int(stop == 1.0))
+        for part, piece in pieces.items():
             piece.to_parquet(self._path(part))
 
     def _path(self, part: Part) -> Path:

@@ -91,6 +91,11 @@ class TrainConfig:
         }
 
 
+def use_one_thread() -> None:
+    """Keeps torch to one thread in this process: the network is small, and more threads only wait for each other."""
+    torch.set_num_threads(1)
+
+
 def make_vec(config: TrainConfig) -> VecEnv:
     """The training environments, each with its own traffic."""
 

@@ -14,7 +14,7 @@ from .evaluate import evaluate
 from .output import people, progress_bar
 from .report import write_report
 from .table import COLUMNS, as_json, formatted, rows
-from .train import TrainConfig, train
+from .train import TrainConfig, train, use_one_thread
 
 SCENARIO, TIMESTEPS, EPISODES, REFERENCE = "default", 300_000, 30, "best-constant"
 TRAINED = {"ppo-seed0": ("ppo", 0), "ppo-seed1": ("ppo", 1), "maskable-ppo-seed0": ("maskable-ppo", 0)}
@@ -33,6 +33,7 @@ RUNS = Path("runs/results")
 
 def write_results() -> None:
     """Trains what is not yet trained, evaluates everything and writes the page."""
+    use_one_thread()
     console = people("-")
     scenario = load_scenario(SCENARIO)
     for name, (algo, seed) in TRAINED.items():

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cluster import Cluster
-from .kernels.state import FINISHED, REJECTED, TIMED_OUT
+from .kernels.state import FINISHED, PENDING, REJECTED, TIMED_OUT, Records
 from .units import PS_PER_S
 
 PERCENTILES = (50, 90, 99)
@@ -36,10 +36,16 @@ def met_slo(cluster: Cluster, rows: NDArray[np.int64], limits: SloLimits) -> NDA
     return np.asarray((requests["status"] == FINISHED) & in_ttft & in_tpot)
 
 
+def _sent(requests: Records) -> NDArray[np.bool_]:
+    """Which requests have reached the cluster: a closed loop's next one has not, whatever its earliest arrival."""
+    sent: NDArray[np.bool_] = requests["status"] != PENDING
+    return sent
+
+
 def overdue(cluster: Cluster, limits: SloLimits) -> int:
     """Requests that have arrived, have had no token yet and are past their TTFT limit."""
     requests = cluster.engine.requests[: cluster.arrived]
-    waiting = (requests["first_token_ps"] < 0) & (requests["finish_ps"] < 0)
+    waiting = _sent(requests) & (requests["first_token_ps"] < 0) & (requests["finish_ps"] < 0)
     late = cluster.now_ps - requests["arrival_ps"] > limits.ttft_ps[cluster.requests.slo_class[: cluster.arrived]]
     return int(np.count_nonzero(waiting & late))
 
@@ -130,7 +136,7 @@ def summarize(
         The summary.
     """
     all_rows = cluster.engine.requests
-    rows = np.flatnonzero((all_rows["arrival_ps"] >= warmup_s * PS_PER_S) & (all_rows["arrival_ps"] < cluster.now_ps))
+    rows = np.flatnonzero((all_rows["arrival_ps"] >= warmup_s * PS_PER_S) & _sent(all_rows))
     requests = all_rows[rows]
     done = requests[requests["status"] == FINISHED]
     met = met_slo(cluster, rows, limits)

@@ -210,18 +210,26 @@ def test_heat_follows_the_power_of_whole_seconds() -> None:
 
 
 def test_the_throttle_acts_on_the_next_iteration_and_releases_below() -> None:
-    """At the full clock 350 W, throttled 50 + 0.1 × 300 = 80 W; one pole of 0.1 K/W without delay."""
-    table = Table.linear(
-        1, 500 * MS - 1, 0, resistance=(0.1, 0.0), decay=(0.0, 0.0), throttle_c=50.0, resume_c=34.0
-    )
+    """At the full clock 350 W, throttled to a quarter of the ladder 50 + 300/4 = 125 W; one pole of 0.1 K/W at once."""
+    table = Table.linear(2, 500 * MS - 1, 0, resistance=(0.1, 0.0), decay=(0.0, 0.0), throttle_c=50.0, resume_c=40.0)
     engine = compiled(table, [Job(0, 1, 5)])
     advance(engine, 10 * BIN_PS)
-    # Two iterations of 500 ms heat the die to 60 °C; the third runs at a quarter of the clock, two seconds long, and
-    # cools it to 33 °C; the fourth and fifth run at the full clock again.
-    assert engine.requests["first_token_ps"][0] == 500 * MS
-    assert engine.requests["finish_ps"][0] == 1000 * MS + 1 + 4 * (500 * MS - 1) + 1000 * MS
-    assert engine.bins["temperature_c"][:5, 0].tolist() == pytest.approx([60, 33, 33, 60, 30])
-    assert engine.slots["throttle_events"][0] == 2
+    # Two iterations of 500 ms heat the die to 60 °C; the third runs at half the clock and takes the whole next second,
+    # in which the die cools to 37.5 °C; the fourth and fifth heat it again.
+    assert engine.requests["first_token_ps"][0] == 500 * MS + 1
+    assert engine.requests["finish_ps"][0] == 3000 * MS + 4
+    assert engine.bins["temperature_c"][:4, 0].tolist() == pytest.approx([60, 37.5, 60, 30], rel=1e-9)
+    assert engine.slots["throttle_events"][0] == 2 and engine.slots["throttled"][0] == 0
+
+
+@pytest.mark.parametrize("stops_ms", [[], [500], [850, 1000]])
+def test_a_meter_that_does_not_average_shows_the_iteration_at_the_end_of_the_second(stops_ms: list[int]) -> None:
+    """Iterations of 100 ms, 90 of them compute; the tenth, which ends with the second, reads 10 tokens in 50 ms."""
+    table = Table.linear(10 * MS, 90 * MS, 0, kv_read_ps=5 * MS, averaging=False)
+    engine = compiled(table, [job(0, 1, 15)])
+    for stop in [*stops_ms, 3000]:
+        advance(engine, stop * MS)
+    assert engine.bins["metered_w"][:3, 0].tolist() == pytest.approx([50 + 100 + 180 + 25, 50, 50], rel=1e-12)
 
 
 def test_the_cluster_passes_its_tables_to_the_engine() -> None:

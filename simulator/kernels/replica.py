@@ -383,7 +383,8 @@ def run_replica(engine: Engine, r: int, limit: int) -> None:
         if prefill > 0:
             launch_mixed(engine, r, prefill, read, pairs, need)
         elif slot.decodes > 0:
-            edge = (slot.now_ps // BIN_PS + 1) * BIN_PS
+            # No leap reaches the edge of the bin: what a meter shows then is the power of one iteration, not of a leap.
+            edge = (slot.now_ps // BIN_PS + 1) * BIN_PS - 1
             # Blocks that a preemption has freed may let the queue in at the very next iteration.
             stop = min(limit, edge, queue_deadline(engine, r))
             decode(engine, r, stop, 1 if preempted else MANY)
