@@ -20,7 +20,8 @@ def candidates(task: Task) -> dict[str, Agent]:
     """A grid over constant actions, each under a name that says what it does.
 
     Slots are alike if they have the same GPU and start with the same model. The grid takes every number of serving
-    slots of each kind (coarser where there are many), five caps, both routers, and weights equal or by capacity.
+    slots of each kind (coarser where there are many), five caps, both routers, and weights equal or by capacity. Slots
+    that are left to the placement of instances are always open.
 
     Args:
         task: What may be known beforehand.
@@ -29,7 +30,10 @@ def candidates(task: Task) -> dict[str, Agent]:
         Agents by name.
     """
     slots = task.blueprint.slots
-    kinds = list(dict.fromkeys((s.spec.gpu, s.spec.tp, s.spec.model) for s in slots))
+    placed = np.array([s.spec.model is None and "place" in task.codec.groups for s in slots])
+    kinds = list(
+        dict.fromkeys((s.spec.gpu, s.spec.tp, s.spec.model) for s, p in zip(slots, placed, strict=True) if not p)
+    )
     gpus = [gpu for gpu, _, _ in kinds]
     labels = [gpu if gpus.count(gpu) == 1 else f"{gpu} tp={tp} ({model or 'empty'})" for gpu, tp, model in kinds]
     members = [[r for r, s in enumerate(slots) if (s.spec.gpu, s.spec.tp, s.spec.model) == kind] for kind in kinds]
@@ -38,11 +42,11 @@ def candidates(task: Task) -> dict[str, Agent]:
     if len(kinds) == 1:
         del weights["by capacity"]
     per_point = len(CAP_SHARES) * len(ROUTERS) * len(weights)
-    each = max(2, int((MAX_CANDIDATES / per_point) ** (1 / len(kinds))))
+    each = max(2, int((MAX_CANDIDATES / per_point) ** (1 / max(len(kinds), 1))))
     counts = [np.unique(np.linspace(0, len(m), min(len(m) + 1, each)).round().astype(int)) for m in members]
     found: dict[str, Agent] = {}
     for on in itertools.product(*counts):
-        chosen = np.zeros(len(slots), bool)
+        chosen = placed.copy()
         for number, member in zip(on, members, strict=True):
             chosen[member[:number]] = True
         if not chosen.any():

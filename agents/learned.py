@@ -37,7 +37,11 @@ def box_lengths(space: gym.spaces.Dict) -> dict[str, int]:
 def network_spec(env: LLMClusterEnv, width: int = 64) -> NetworkSpec:
     """The network for an environment's observation and action."""
     return NetworkSpec.of(
-        env.codec.layout, box_lengths(env.observation_space), len(env.observations.forecast_features), width
+        env.codec.layout,
+        len(env.fleet.models),
+        box_lengths(env.observation_space),
+        len(env.observations.forecast_features),
+        width,
     )
 
 
@@ -74,7 +78,9 @@ class LearnedAgent:
         about = _read_description(folder)
         spec = _spec_of(about, folder / DESCRIPTION)
         lengths = box_lengths(task.observations.space())
-        wanted = NetworkSpec.of(task.codec.layout, lengths, len(task.observations.forecast_features))
+        wanted = NetworkSpec.of(
+            task.codec.layout, len(task.fleet.models), lengths, len(task.observations.forecast_features)
+        )
         if replace(spec, width=wanted.width) != wanted:
             raise InputError(
                 str(folder),

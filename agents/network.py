@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ..envs.actions import ROUTERS, SERVE
+from ..envs.actions import KEEP, ROUTERS, SERVE
 from ..envs.codec import Layout
 
 PRIOR = 3.0
@@ -29,6 +29,7 @@ class NetworkSpec:
         forecast_features: Forecast figures per series.
         levels: Levels of a per-slot head.
         slot_groups: Groups with a head per slot.
+        models: Models that slots may serve.
         cluster_heads: Names of the cluster's own heads; ``place`` is scored slot by slot, the others have 2 options.
         width: Width of the hidden layers.
     """
@@ -38,18 +39,22 @@ class NetworkSpec:
     forecast_features: int
     levels: int
     slot_groups: tuple[str, ...]
+    models: int
     cluster_heads: tuple[str, ...]
     width: int = 64
 
     @classmethod
-    def of(cls, layout: Layout, lengths: Mapping[str, int], forecast_features: int, width: int = 64) -> NetworkSpec:
-        """The specification for an action layout and the lengths of the observation's boxes."""
+    def of(
+        cls, layout: Layout, models: int, lengths: Mapping[str, int], forecast_features: int, width: int = 64
+    ) -> NetworkSpec:
+        """The specification for an action layout, a number of models and the lengths of the observation's boxes."""
         return cls(
             slot_features=lengths["slots"] // layout.slots,
             cluster_features=lengths["cluster"],
             forecast_features=forecast_features,
             levels=layout.levels,
             slot_groups=tuple(layout.slot_groups),
+            models=models,
             cluster_heads=tuple(name for name, _ in layout.cluster_heads),
             width=width,
         )
@@ -108,12 +113,13 @@ class Actor(nn.Module):
         self._start_at_prior()
 
     def _start_at_prior(self) -> None:
-        """A fresh policy keeps the cluster as it was found, most of the time: everything on, nothing capped."""
+        """A fresh policy mostly leaves everything on and uncapped; with several models it leaves each where it is."""
         with torch.no_grad():
             self.slot_heads.weight.mul_(0.01)
             bias = self.slot_heads.bias.zero_().view(len(self.spec.slot_groups), self.spec.levels)
             for row, group in zip(bias, self.spec.slot_groups, strict=True):
-                row[SERVE if group == "lifecycle" else -1] = PRIOR
+                serve = SERVE if self.spec.models == 1 else KEEP
+                row[serve if group == "lifecycle" else -1] = PRIOR
             heads = [head for head in (*self.cluster_heads.values(), self.place_score) if isinstance(head, nn.Linear)]
             for head in heads:
                 head.weight.mul_(0.01)

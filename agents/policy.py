@@ -63,7 +63,7 @@ class _SlotPolicy:
         **kwargs: Any,
     ) -> None:
         if network is None:
-            raise ValueError("the slot policy needs policy_kwargs={'network': …}; see agents.learned.policy_kwargs")
+            raise ValueError("the slot policy needs policy_kwargs={'network': …}; see agents.learned.network_spec")
         self.network_spec = NetworkSpec(**network)
         self.heads = [int(n) for n in action_space.nvec]
         kwargs |= {"ortho_init": False, "features_extractor_class": PassThrough}

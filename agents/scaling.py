@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -12,7 +13,7 @@ from ..envs.telemetry import LEAD_TIMES_S
 from ..simulator.kernels.state import COMPUTE, FIXED, MEMORY
 from ..simulator.units import PS_PER_S
 from .base import Agent, Heuristic, Task, View
-from .static import highest_level, only
+from .static import first_fit, highest_level, only
 
 if TYPE_CHECKING:
     from ..envs.cluster_env import LLMClusterEnv
@@ -55,6 +56,7 @@ class FollowLoad(Heuristic):
         self._load, self._patience = load, patience
         per_request = task.scenario.reward.tokens_per_request
         self._capacity = capacity_requests_per_s(task, PROMPT_TOKENS, per_request)
+        self._off_w = task.blueprint.stacked[0]["off_w"][task.blueprint.initial]
         self._order = np.argsort(-self._capacity / task.fleet.cap_max_w, kind="stable")
         self._recent: dict[int, list[float]] = {}
 
@@ -79,9 +81,11 @@ class FollowLoad(Heuristic):
         count = min(int(np.searchsorted(carried, wanted)) + 1, len(self._order))
         chosen = np.zeros(len(self._order), bool)
         chosen[self._order[:count]] = True
-        budget_w = min(view.cluster(f"budget_in_{lead}s") for lead in LEAD_TIMES_S)
+        announced_w = min(view.cluster(f"budget_in_{lead}s") for lead in LEAD_TIMES_S)
+        level = highest_level(self.task, chosen, announced_w - float(self._off_w[~chosen].sum()))
         weight = self._capacity / self._capacity.max()
-        return only(self.task, chosen, highest_level(self.task, chosen, budget_w), "least-outstanding", weight)
+        action = only(self.task, chosen, level, "least-outstanding", weight)
+        return replace(action, place=first_fit(self.task, view))
 
 
 def tuned_over(kind: type[FollowLoad], task: Task) -> dict[str, Agent]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
-from ..envs.actions import SERVE, SLEEP, ClusterAction
+from ..envs.actions import KEEP, NOWHERE, SERVE, SLEEP, ClusterAction
 from .base import Heuristic, Task, View
 
 ROUNDING = 1e-5
@@ -13,7 +15,7 @@ ROUNDING = 1e-5
 
 
 class Constant(Heuristic):
-    """Repeats one action.
+    """Repeats one action; a pending instance goes to the first slot that is free and can hold it.
 
     Args:
         task: What may be known beforehand.
@@ -26,16 +28,32 @@ class Constant(Heuristic):
 
     def decide(self, view: View) -> ClusterAction:
         """The action; see :class:`Heuristic`."""
-        return self.action
+        return replace(self.action, place=first_fit(self.task, view))
 
 
-def serve_all(task: Task) -> NDArray[np.int64]:
-    """Life-cycle targets under which every slot serves the model it starts with, or else the first that fits."""
-    first = task.fleet.fits.argmax(axis=1)
-    placed = [
-        task.fleet.models.index(s.spec.model) if s.spec.model else first[r] for r, s in enumerate(task.blueprint.slots)
-    ]
-    return SERVE + np.array(placed, np.int64)
+def first_fit(task: Task, view: View) -> int:
+    """The first slot that is empty or asleep and can hold the pending instance; NOWHERE if there is none."""
+    pending = [view.cluster(f"pending_model_{name}") > 0 for name in task.fleet.models]
+    if not any(pending):
+        return NOWHERE
+    free = (view.slot("is_empty") + view.slot("is_sleeping") > 0) & task.fleet.fits[:, pending.index(True)]
+    return int(free.argmax()) if free.any() else NOWHERE
+
+
+def targets(task: Task, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Life-cycle targets under which the ``chosen`` slots serve and the others sleep.
+
+    A slot serves the model it starts with. One that starts without a model serves the first that fits, unless instances
+    are to be placed: then it is left to them.
+    """
+    fleet = task.fleet
+    wanted = np.where(chosen, SERVE + fleet.fits.argmax(axis=1), SLEEP)
+    for r, slot in enumerate(task.blueprint.slots):
+        if slot.spec.model is not None and chosen[r]:
+            wanted[r] = SERVE + fleet.models.index(slot.spec.model)
+        elif slot.spec.model is None and "place" in task.codec.groups:
+            wanted[r] = KEEP
+    return wanted
 
 
 def highest_level(task: Task, chosen: NDArray[np.bool_], budget_w: float) -> float:
@@ -52,7 +70,7 @@ def all_on(task: Task, router: str) -> ClusterAction:
         router=router,
         route_weight=np.ones(len(task.fleet)),
         cap_w=task.fleet.cap_max_w,
-        lifecycle=serve_all(task),
+        lifecycle=targets(task, np.ones(len(task.fleet), bool)),
     )
 
 
@@ -76,7 +94,7 @@ def only(
         router=router,
         route_weight=np.where(chosen, 1.0 if weight is None else weight, 0.0),
         cap_w=fleet.cap_min_w + cap_share * (fleet.cap_max_w - fleet.cap_min_w),
-        lifecycle=np.where(chosen, serve_all(task), SLEEP),
+        lifecycle=targets(task, chosen),
     )
 
 

@@ -11,10 +11,22 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..simulator.errors import InputError
 from ..simulator.files import whole
 
+
+def _writable(json_file: str | None) -> str | None:
+    """Refuses a place that cannot be written to before the work is done rather than after."""
+    if json_file not in (None, "-") and not Path(json_file).absolute().parent.is_dir():
+        raise InputError(f"--json {json_file}", "its folder does not exist", "Make the folder first")
+    return json_file
+
+
 JsonOption = Annotated[
-    str | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON to this file; - is stdout")
+    str | None,
+    typer.Option(
+        "--json", metavar="FILE", callback=_writable, help="Write the result as JSON to this file; - is stdout"
+    ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is drawn")]
 

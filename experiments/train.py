@@ -208,7 +208,10 @@ def _claim(config: TrainConfig, folder: Path) -> None:
 def _model(config: TrainConfig, folder: Path, algorithm: type[Any], policy: type[Any], vec: VecEnv) -> BaseAlgorithm:
     checkpoint = folder / CHECKPOINT
     if checkpoint.exists():
-        loaded: BaseAlgorithm = algorithm.load(checkpoint, env=vec, device="cpu")
+        try:
+            loaded: BaseAlgorithm = algorithm.load(checkpoint, env=vec, device="cpu")
+        except (ValueError, RuntimeError, EOFError, KeyError) as fault:
+            raise InputError(str(checkpoint), f"is damaged ({fault})", "Remove it to start again") from fault
         loaded.set_random_seed(training_seed(config.seed) + loaded.num_timesteps)
         return loaded
     torch.manual_seed(config.seed)

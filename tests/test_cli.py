@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -329,6 +330,15 @@ def test_training_goes_on_where_it_stopped(call: Callable[..., Any], algo: str) 
     assert more["timesteps"] >= 2000
     assert more["timesteps_now"] == more["timesteps"] - first["timesteps"] > 0
     assert json.loads(Path("run/agent.json").read_text())["timesteps"] == more["timesteps"]
+
+
+def test_a_damaged_checkpoint_is_named(call: Callable[..., Any], trained: Path) -> None:
+    shutil.copytree(trained, "run")
+    Path("run/checkpoint.zip").write_bytes(b"no zip")
+    code, _, err = call("train", "--scenario", "small", "--algo", "maskable-ppo", "--timesteps", 2000, "--out", "run")
+    assert code == 2
+    assert "checkpoint.zip" in err
+    assert "Remove it to start again" in err
 
 
 def test_equal_seeds_train_equal_weights(call: Callable[..., Any]) -> None:

@@ -191,6 +191,16 @@ def test_a_preemption_does_not_finish_a_batch_before_its_bound() -> None:
     assert ms(engine, 0) == (0, 110, 110 + 4 * 110 + 5 * 15)
 
 
+@pytest.mark.parametrize(("early_ps", "slot"), [(0, 1), (1, 0)])
+def test_a_finish_at_the_very_instant_of_an_arrival_counts_for_its_route(early_ps: int, slot: int) -> None:
+    """The second is done on slot 1 at 59, as in the case of one request; before that both slots have one."""
+    engine = compiled([PLAIN, PLAIN], [job(0, 4, 30), job(0, 4, 3), Job(59 * MS - early_ps, 1, 1)])
+    advance(engine, 45 * MS)
+    assert engine.slots["bound_ps"][1] == 59 * MS
+    advance(engine, END)
+    assert engine.requests["slot"].tolist() == [0, 1, slot]
+
+
 def test_requests_that_can_never_fit_are_rejected() -> None:
     table = replace(PLAIN, block_size=4, kv_blocks=5, max_model_len=18)
     engine = served(table, job(0, 10, 8), job(1, 10, 9), job(2, 18, 1))

@@ -190,7 +190,7 @@ def test_no_forecast_is_zeros(tiny: Callable[..., dict[str, Any]]) -> None:
 
 
 def test_persistence_values() -> None:
-    forecaster = Persistence(memory=0.5)
+    forecaster = Persistence(memory=0.75)
     forecaster.reset(2)
     first = forecaster.update(np.array([[100.0, 10.0], [200.0, 30.0]]))
     assert first.shape == (2, 4, 3)
@@ -199,8 +199,8 @@ def test_persistence_values() -> None:
     z = 1.2815515655446004
     assert second[0, 0] == pytest.approx([170 - 20 * z, 170, 170 + 20 * z])
     assert second[1, 0] == pytest.approx([20, 20, 20])
-    third = forecaster.update(np.array([[160.0, 20.0]]))  # off by 10: mean square 0.5·400 + 0.5·100
-    assert third[0, 3] == pytest.approx([160 - z * 250**0.5, 160, 160 + z * 250**0.5])
+    third = forecaster.update(np.array([[160.0, 20.0]]))  # off by 10: mean square 0.75·400 + 0.25·100
+    assert third[0, 3] == pytest.approx([160 - z * 325**0.5, 160, 160 + z * 325**0.5])
     forecaster.reset(1)
     assert (forecaster.update(np.array([[5.0]])) == 5).all()
 

@@ -357,10 +357,10 @@ def queue_deadline(engine: Engine, r: int) -> int:
     """Time to which the head of the queue of slot ``r`` waits for blocks; what follows it may be served after that."""
     slot = engine.slots[r]
     if slot.waiting == 0 or slot.decodes >= engine.deployments[slot.deployment].max_num_seqs:
-        return FOREVER
+        return int(FOREVER)
     head = engine.requests[slot.queue_head]
     if head.timeout_ps < 0 or head.generated > 0:
-        return FOREVER
+        return int(FOREVER)
     return max(slot.now_ps, head.arrival_ps + head.timeout_ps)
 
 

@@ -62,7 +62,7 @@ def repeat(table: RequestTable, times: int) -> RequestTable:
         raise InputError("repeat", f"{times} is not positive", "Repeat at least once")
     if times == 1:
         return table
-    if table.duration_s == 0:
+    if len(table) < 2 or table.arrival_ps[0] == table.arrival_ps[-1]:
         raise InputError("repeat", "all requests arrive at once", "Repeat a trace that takes time")
     last = int(table.arrival_ps[-1])
     period = last + last // (len(table) - 1)
