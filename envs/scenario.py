@@ -159,9 +159,11 @@ def _parse(content: dict[str, Any], where: str) -> Scenario:
 
 
 def _explain(fault: ValidationError) -> tuple[str, str]:
-    """The first errors of pydantic as problem and remedy."""
+    """The first errors of pydantic as problem and remedy; what follows from an error further in is left out."""
     problems, unknown = [], False
-    for error in fault.errors()[:3]:
+    places = [error["loc"] for error in fault.errors()]
+    causes = [e for e in fault.errors() if not any(p != e["loc"] and p[: len(e["loc"])] == e["loc"] for p in places)]
+    for error in causes[:3]:
         field = ".".join(f"[{part}]" if isinstance(part, int) else str(part) for part in error["loc"]).replace(
             ".[", "["
         )

@@ -61,10 +61,11 @@ def simulate(
     from .splits import read_trace
     from .summary import print_summary
 
+    chosen = load_scenario(scenario)
     requests = read_trace(workload) if workload else None
     announce_compilation()
     with progress_bar() as progress:
-        plant, result = run(load_scenario(scenario), agent, seed, progress, requests)
+        plant, result = run(chosen, agent, seed, progress, requests)
     console = people(json_file)
     print_summary(result, console)
     if out is not None:

@@ -155,9 +155,14 @@ class Cluster:
         """Sets the routing weight of each slot (R,), not negative, and the router.
 
         Raises:
-            InputError: The router is unknown.
+            InputError: A weight is negative or no number, or the router is unknown.
         """
-        self.engine.slots["route_weight"] = weight
+        weights = np.asarray(weight, np.float64)
+        if not (weights >= 0).all():
+            raise InputError(
+                "weight", f"{weights.tolist()} has a negative weight or none", "Give weights of at least 0"
+            )
+        self.engine.slots["route_weight"] = weights
         if router is not None:
             if router not in ROUTER_NAMES:
                 raise InputError("router", f"'{router}' is unknown", f"Use one of {', '.join(ROUTER_NAMES)}")

@@ -612,3 +612,9 @@ def test_slots_are_named_by_their_place() -> None:
         "row1/rack2/server3/slot0",
     ]
     assert plan.cap_max_w.tolist() == [700.0] * 4 + [1400.0] * 2
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan")])
+def test_weights_that_mean_nothing_are_refused(weight: float) -> None:
+    with pytest.raises(InputError, match="Give weights of at least 0"):
+        cluster(blueprint(gpus=2)).route([1.0, weight])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .compile import kernel
+from .compile import kernel, part
 from .queues import push_back, sift_down
 from .replica import leave, run_replica
 from .state import (
@@ -28,13 +28,20 @@ from .state import (
 HELD, UNFIT = -1, -2
 
 
-@kernel
+@part
 def fits(engine: Engine, r: int, request: int) -> bool:
     """Whether the KV cache and the model's context of slot ``r`` can hold ``request`` to its end."""
     requests = engine.requests
     dep = engine.deployments[engine.slots[r].deployment]
     tokens = requests[request].prompt + requests[request].output
     return tokens <= dep.max_model_len and tokens <= dep.kv_blocks * dep.block_size
+
+
+@part
+def serves(engine: Engine, r: int, request: int) -> bool:
+    """Whether slot ``r`` takes new requests of the model that ``request`` asks for."""
+    slot, model = engine.slots[r], engine.requests[request].model
+    return slot.status == SERVING and (model < 0 or engine.deployments[slot.deployment].model == model)
 
 
 @kernel
@@ -44,25 +51,20 @@ def choose(engine: Engine, request: int) -> int:
     Where all candidates have weight 0, they count as equal: weights steer, they never strand a request.
     """
     slots = engine.slots
-    model = engine.requests[request].model
-    serving, total = 0, 0.0
+    serving, candidates, total = 0, 0, 0.0
     for r in range(slots.shape[0]):
-        if slots[r].status == SERVING and (model < 0 or engine.deployments[slots[r].deployment].model == model):
+        if serves(engine, r, request):
             serving += 1
             if fits(engine, r, request):
+                candidates += 1
                 total += slots[r].route_weight
-                serving += 1_000_000
-    if serving == 0:
-        return HELD
-    if serving < 1_000_000:
-        return UNFIT
+    if candidates == 0:
+        return HELD if serving == 0 else UNFIT
     equal = total <= 0.0
     best, best_score, weights = -1, 0.0, 0.0
     for r in range(slots.shape[0]):
-        if slots[r].status != SERVING or (model >= 0 and engine.deployments[slots[r].deployment].model != model):
-            continue
         weight = 1.0 if equal else slots[r].route_weight
-        if weight <= 0.0 or not fits(engine, r, request):
+        if weight <= 0.0 or not serves(engine, r, request) or not fits(engine, r, request):
             continue
         if engine.router[0] == LEAST_OUTSTANDING:
             score = -(slots[r].outstanding + 1) / weight
