@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 WORKLOAD ?=
-STEPS ?= 60000
+STEPS ?= 100000
 DEMO := runs/demo$(if $(WORKLOAD),-$(basename $(notdir $(WORKLOAD))))
 TRACE := $(if $(WORKLOAD),--workload "$(WORKLOAD)")
 

@@ -96,7 +96,7 @@ class Heuristic(ABC):
     """
 
     clairvoyant: ClassVar[bool] = False
-    """Whether it uses the future or true output lengths; such agents bound the others and are never called best."""
+    """Whether it uses the future or true output lengths; such agents are never called best."""
 
     def __init__(self, task: Task) -> None:
         self.task = task

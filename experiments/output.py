@@ -31,9 +31,16 @@ JsonOption = Annotated[
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is drawn")]
 
 
+FILE_WIDTH = 140
+"""Columns of output that goes to a file or a pipe, which has no width of its own."""
+
+
 def people(json_file: str | None) -> Console:
     """The console for people: standard output, unless JSON has it for itself."""
-    return Console(stderr=json_file == "-", highlight=False)
+    console = Console(stderr=json_file == "-", highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, FILE_WIDTH)
+    return console
 
 
 def announce_compilation() -> None:

@@ -18,9 +18,9 @@ from ..simulator.errors import InputError
 from .results import Episode, Evaluation
 from .statistics import Interval, mean_interval, paired_interval
 
-CLAIRVOYANT_NOTE = "† knows the future: a bound, not a competitor"
+CLAIRVOYANT_NOTE = "† knows the traffic to come, so it does not compete"
 DIFFERENCE = "reward_difference"
-COLUMNS_PER_TABLE = 6
+AGENT_WIDTH, FIGURE_WIDTH = 24, 19
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Column:
 
 
 COLUMNS = (
-    Column("reward", "reward", "", 2),
-    Column(DIFFERENCE, "Δ reward", "", 2),
+    Column("reward", "reward", "", 1),
+    Column(DIFFERENCE, "Δ reward", "", 1),
     Column("goodput", "goodput", "tokens/s", 0),
     Column("energy_per_output_token", "energy/token", "J", 3),
     Column("slo_attainment", "within SLO", "%", 2),
@@ -158,21 +158,23 @@ def caption(evaluation: Evaluation, reference: str) -> str:
 
 
 def print_table(evaluation: Evaluation, console: Console, seed: int = 0, reference: str | None = None) -> None:
-    """Prints two tables, bounds under the means; the best agent is bold, clairvoyant ones are marked.
+    """Prints as many tables as the width needs, bounds under the means; the best agent is bold, the clairvoyant marked.
 
     Args:
         evaluation: The evaluation.
-        console: Where to; some 130 columns hold it.
+        console: Where to.
         seed: Seeds the bootstrap.
         reference: Agent that rewards are compared with; the first one by default.
     """
     reference = reference_of(evaluation, reference)
     lines = rows(evaluation, seed, reference)
     console.print(Text(caption(evaluation, reference)))
-    for first in range(0, len(COLUMNS), COLUMNS_PER_TABLE):
-        columns = COLUMNS[first : first + COLUMNS_PER_TABLE]
+    fitting = max(1, (console.width - AGENT_WIDTH) // FIGURE_WIDTH)
+    each = math.ceil(len(COLUMNS) / math.ceil(len(COLUMNS) / fitting))
+    for first in range(0, len(COLUMNS), each):
+        columns = COLUMNS[first : first + each]
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("agent")
+        table.add_column("agent", min_width=AGENT_WIDTH - 2)
         for column in columns:
             table.add_column(Text(f"{column.title}\n{column.unit}"), justify="right", no_wrap=True)
         for row in lines:

@@ -13,7 +13,7 @@ from ..simulator.files import whole
 from .evaluate import evaluate
 from .output import people, progress_bar
 from .report import write_report
-from .table import COLUMNS, as_json, formatted, rows
+from .table import CLAIRVOYANT_NOTE, COLUMNS, DIFFERENCE, Row, as_json, formatted, rows
 from .train import TrainConfig, train, use_one_thread
 
 SCENARIO, TIMESTEPS, EPISODES, REFERENCE = "default", 300_000, 30, "best-constant"
@@ -44,6 +44,7 @@ def write_results() -> None:
     write_report(evaluation, RUNS / "report.html", reference=REFERENCE)
     with whole(RUNS / "results.json") as partial:
         partial.write_text(json.dumps(as_json(evaluation, reference=REFERENCE), indent=1))
+    table = rows(evaluation, reference=REFERENCE)
     lines = [
         "# Results",
         "",
@@ -51,7 +52,9 @@ def write_results() -> None:
         "",
         f"Scenario `{SCENARIO}`: {EPISODES} held-out episodes, the same for all agents. Figures are means with 95 % "
         f"bootstrap intervals; Δ reward is the paired difference to `{REFERENCE}`. PPO and MaskablePPO were trained "
-        f"for {TIMESTEPS:,} steps with the defaults of `llmcluster train`. † knows the future: it bounds the others.",
+        f"for {TIMESTEPS:,} steps with the defaults of `llmcluster train`. {CLAIRVOYANT_NOTE}.",
+        "",
+        _verdict(table),
         "",
         "These were chosen among candidates on validation traffic:",
         "",
@@ -75,7 +78,6 @@ def write_results() -> None:
         "```",
         "",
     ]
-    table = rows(evaluation, reference=REFERENCE)
     for first in range(0, len(COLUMNS), 4):
         columns = COLUMNS[first : first + 4]
         titles = (f"{c.title}{f' ({c.unit})' if c.unit else ''}" for c in columns)
@@ -87,6 +89,18 @@ def write_results() -> None:
         lines.append("")
     with whole(ROOT / "docs" / "results.md") as partial:
         partial.write_text("\n".join(lines))
+
+
+def _verdict(table: list[Row]) -> str:
+    """What the figures say about learned agents and the best constant action, either way."""
+    said = []
+    for row in table:
+        if row.agent in TRAINED or row.clairvoyant:
+            gap = row.intervals[DIFFERENCE]
+            verdict = "beats" if gap.low > 0 else "loses to" if gap.high < 0 else "cannot be told from"
+            bounds = f"95 % interval {gap.low:+.1f} … {gap.high:+.1f}"
+            said.append(f"`{row.agent}` {verdict} `{REFERENCE}` ({gap.mean:+.1f}, {bounds})")
+    return "; ".join(said) + "."
 
 
 def _bracketed(mean: str, bounds: str) -> tuple[str, str]:
