@@ -42,7 +42,7 @@ class Evaluation:
         scenario: Name of the scenario.
         workload: What was played: the scenario's own workload or the name of a trace.
         agents: Names of the agents in the order given.
-        clairvoyant: Names of the agents that know the future; they show what foresight is worth and are never called best.
+        clairvoyant: Names of the agents that know the future; they are never called best.
         episodes: Every agent on every seed.
         wall_s: Time it took.
     """
