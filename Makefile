@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 WORKLOAD ?=
 STEPS ?= 100000
-DEMO := runs/demo$(if $(WORKLOAD),-$(basename $(notdir $(WORKLOAD))))
+DEMO := runs/demo$(if $(WORKLOAD),-$(shell printf %s "$(WORKLOAD)" | cksum | cut -d ' ' -f 1))
 TRACE := $(if $(WORKLOAD),--workload "$(WORKLOAD)")
 
 .PHONY: help demo install install-dev test test-all lint format type docs artefacts clean

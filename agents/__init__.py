@@ -1,1 +1,1 @@
-"""agents."""
+"""Controllers with one `predict`: heuristics and learned policies."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +43,13 @@ def candidates(task: Task) -> dict[str, Agent]:
     if len(kinds) == 1:
         del weights["by capacity"]
     per_point = len(CAP_SHARES) * len(ROUTERS) * len(weights)
-    each = max(2, int((MAX_CANDIDATES / per_point) ** (1 / max(len(kinds), 1))))
-    counts = [np.unique(np.linspace(0, len(m), min(len(m) + 1, each)).round().astype(int)) for m in members]
+    counts = [np.arange(len(m) + 1) for m in members]
+    while math.prod(len(c) for c in counts) * per_point > MAX_CANDIDATES:
+        finest = max(range(len(counts)), key=lambda i: len(counts[i]))
+        if len(counts[finest]) == 2:
+            break
+        fewer = len(counts[finest]) - 1
+        counts[finest] = np.unique(np.linspace(0, len(members[finest]), fewer).round().astype(int))
     found: dict[str, Agent] = {}
     for on in itertools.product(*counts):
         chosen = placed.copy()

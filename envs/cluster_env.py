@@ -20,6 +20,7 @@ from .plant import SimulatedPlant, fleet_of
 from .rendering import draw_ansi, draw_rgb
 from .reward import reward_terms
 from .scenario import Scenario, load_scenario
+from .traces import read_trace, trace_path, with_trace
 
 
 class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
@@ -56,7 +57,8 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
 
     Args:
         scenario: A name, the path of a TOML file, a dict of the same content, or a :class:`Scenario`.
-        workload: Replaces the scenario's workload: the path of a trace, or a dict like the scenario's.
+        workload: Replaces the scenario's workload: a trace (path, or name of a fetched one), to which the reward is
+            then scaled, or a dict like the scenario's.
         encoding: ``discrete`` or ``box``.
         forecaster: Replaces the scenario's forecaster: ``none`` or ``persistence``.
         render_mode: ``rgb_array``, ``ansi`` or ``None``.
@@ -79,7 +81,10 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise InputError("render_mode", f"'{render_mode}' is unknown", "Use 'rgb_array' or 'ansi'")
         self.scenario = _with_workload(load_scenario(scenario), workload)
-        self.blueprint = Blueprint.of(self.scenario.cluster)
+        try:
+            self.blueprint = Blueprint.of(self.scenario.cluster)
+        except InputError as fault:
+            raise InputError(f"{self.scenario.source}: {fault.where}", fault.problem, fault.remedy) from fault
         self.fleet = fleet_of(self.blueprint)
         self.codec = ActionCodec(self.fleet, self.scenario.actions.groups, self.scenario.actions.levels, encoding)
         reward = self.scenario.reward
@@ -90,7 +95,8 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
         try:
             self.forecaster = make_forecaster(forecaster or self.scenario.forecaster)
         except ValueError as fault:
-            raise InputError("forecaster", str(fault), "See the documentation of LLMClusterEnv") from fault
+            where = "forecaster" if forecaster else f"{self.scenario.source}: forecaster"
+            raise InputError(where, str(fault), "Change it as said") from fault
         self.plant: SimulatedPlant | None = None
         self._tdp_w = float(self.fleet.cap_max_w.sum())
         self._ticks = 0
@@ -190,7 +196,7 @@ def _with_workload(scenario: Scenario, workload: str | Path | dict[str, Any] | W
     if workload is None:
         return scenario
     if isinstance(workload, str | Path):
-        workload = {"file": str(Path(workload).absolute()), "start_s": "random", "repeat": True}
+        return with_trace(scenario, trace_path(workload), read_trace(workload))
     if not isinstance(workload, dict | WorkloadSpec):
         raise InputError("workload", f"is a {type(workload).__name__}", "Give the path of a trace, or a dict")
     if isinstance(workload, WorkloadSpec):

@@ -83,11 +83,6 @@ class ActionCodec:
             return gym.spaces.MultiDiscrete(self._sizes)
         return gym.spaces.Box(-1.0, 1.0, (len(self._sizes),), np.float32)
 
-    def level_values(self, group: Group) -> NDArray[np.float64]:
-        """Values of the levels of ``route`` or ``clock`` (dimensionless), or of ``cap`` (share of the range)."""
-        low = LOWEST_CLOCK if group == "clock" else 0.0
-        return np.linspace(low, 1.0, self.steps)
-
     def decode(self, action: ArrayLike) -> ClusterAction:
         """Decodes an action of the space.
 
@@ -98,11 +93,13 @@ class ActionCodec:
             The typed action.
 
         Raises:
-            ValueError: The shape is wrong.
+            ValueError: The shape is wrong, or a value is no number.
         """
         array = np.asarray(action)
         if array.shape != self._sizes.shape:
             raise ValueError(f"an action has shape {self._sizes.shape}, not {array.shape}; see env.action_space")
+        if not np.isfinite(array).all():
+            raise ValueError(f"an action of numbers only is needed, not {array.tolist()}")
         size = len(self.fleet)
         split = size * len(self.layout.slot_groups)
         per_slot = array[:split].reshape(-1, size)

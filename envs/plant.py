@@ -107,7 +107,7 @@ class SimulatedPlant:
             self.cluster.world.process(_instances(spec, model, self.pending, self.cluster.world, source))
         self._models = np.array([d.model for d in blueprint.deployments])
         self._left = 0
-        self._arrived = 0
+        self._sent = np.zeros(2, np.int64)
         self._attainment = 1.0
 
     @property
@@ -172,8 +172,9 @@ class SimulatedPlant:
             column: F64 = history.column(name, tick).sum(axis=0) / tick
             return column
 
-        arrived = slice(self._arrived, cluster.arrived)
-        self._arrived = cluster.arrived
+        sent = np.array([cluster.sent, cluster.sent_prompt_tokens])
+        arrivals_per_s, arriving_tokens_per_s = ((sent - self._sent) / tick).tolist()
+        self._sent = sent
         now_s = cluster.now_ps / PS_PER_S
         ready_in_s = np.where(slots["status"] == LOADING, (cluster.lifecycle.ready_ps - cluster.now_ps) / PS_PER_S, 0.0)
         power_w = history.column("metered_w", tick)
@@ -191,8 +192,8 @@ class SimulatedPlant:
             prompt_tokens_per_s=rate("prompt_tokens"),
             output_tokens_per_s=rate("output_tokens"),
             route_weight=slots["route_weight"].copy(),
-            arrivals_per_s=(arrived.stop - arrived.start) / tick,
-            arriving_tokens_per_s=float(cluster.requests.prompt_tokens[arrived].sum()) / tick,
+            arrivals_per_s=arrivals_per_s,
+            arriving_tokens_per_s=arriving_tokens_per_s,
             held_at_gateway=cluster.held_at_gateway,
             slo_attainment=self._attainment,
             budget_w=self.budget.at(now_s + np.array(LEAD_TIMES_S)),
@@ -200,7 +201,7 @@ class SimulatedPlant:
             pending_model=self.pending[0] if self.pending else -1,
         )
 
-    def summary(self, warmup_s: int = 0) -> Summary:
+    def summary(self, warmup_s: int = 0, until_s: int | None = None) -> Summary:
         """Results so far, see :func:`summarize`."""
         seconds = np.arange(len(self.cluster.history))
-        return summarize(self.cluster, self.limits, self.budget.at(seconds), warmup_s)
+        return summarize(self.cluster, self.limits, self.budget.at(seconds), warmup_s, until_s)

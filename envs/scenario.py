@@ -81,7 +81,8 @@ class Scenario(_Spec):
     instances: tuple[InstancesSpec, ...] = ()
     actions: ActionSpec = ActionSpec()
     reward: RewardSpec = RewardSpec()
-    forecaster: str = "persistence"
+    forecaster: str = Field(default="persistence", description="`none` or `persistence`.")
+    source: str = Field(default="scenario", exclude=True, description="Where it was read from, for messages.")
     folder: Path = Field(default=Path(), exclude=True, description="Where relative paths of the file start.")
 
     @model_validator(mode="after")
@@ -153,7 +154,7 @@ def load_scenario(source: str | Path | dict[str, Any] | Scenario) -> Scenario:
 
 def _parse(content: dict[str, Any], where: str) -> Scenario:
     try:
-        return Scenario.model_validate(content)
+        return Scenario.model_validate({"source": where, **content})
     except ValidationError as fault:
         raise InputError(where, *_explain(fault)) from fault
 
@@ -172,5 +173,5 @@ def _explain(fault: ValidationError) -> tuple[str, str]:
             "is not a known key" if error["type"] == "extra_forbidden" else error["msg"].removeprefix("Value error, ")
         )
         problems.append(f"{field or 'the scenario'}: {message}")
-    remedy = "Remove it or check its spelling" if unknown else "Change it as said"
+    remedy = "Remove it or check its spelling" if unknown else "See docs/reference.md for what a scenario may say"
     return "; ".join(problems), remedy

@@ -1,1 +1,1 @@
-"""experiments."""
+"""Train, tune, evaluate, simulate, report; the verbs of the command line."""

@@ -56,9 +56,9 @@ def simulate(
 ) -> None:
     """Run one agent through a workload, to the last token, and report latency, tokens and energy."""
     from ..envs.scenario import load_scenario
+    from ..envs.traces import read_trace
     from .simulate import simulate as run
     from .simulate import write_tables
-    from .splits import read_trace
     from .summary import print_summary
 
     chosen = load_scenario(scenario)

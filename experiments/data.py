@@ -14,14 +14,14 @@ from urllib.parse import urlsplit
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..simulator.errors import InputError
 from ..simulator.files import whole
 from ..simulator.workload.combine import repeat as repeat_table
 from ..simulator.workload.formats import READERS, WRITERS, read_workload, write_workload
 from ..simulator.workload.traces import TRACES, Trace, cache_path, cached, find
-from .output import JsonOption, write_json
+from .output import JsonOption, people, write_json
 
 CHUNK = 1 << 18
 TIMEOUT_S = 30.0
@@ -36,7 +36,7 @@ def list_traces(json_file: JsonOption = None) -> None:
         {"name": name, "fetched": cache_path(name).is_file(), "path": str(cache_path(name)), **trace.model_dump()}
         for name, trace in TRACES.items()
     ]
-    table = Table("name", "what", "format", "MB", "licence", "fetched", box=None)
+    table = Table(Column("name", no_wrap=True), "what", "format", "MB", "licence", "fetched", box=None)
     for row in rows:
         size = "?" if row["size_bytes"] is None else f"{row['size_bytes'] / 1e6:.1f}"
         table.add_row(row["name"], row["title"], row["format"], size, row["licence"], "yes" if row["fetched"] else "no")
@@ -165,5 +165,5 @@ def _warn(text: str) -> None:
 def _report(result: dict[str, Any], human: Any, json_file: str | None) -> None:
     """Prints for people, or JSON alone where stdout is asked for it."""
     if json_file != "-":
-        Console(soft_wrap=isinstance(human, str), highlight=False, markup=False).print(human)
+        people(json_file).print(human, soft_wrap=isinstance(human, str), markup=False)
     write_json(result, json_file)

@@ -13,7 +13,7 @@ from .results import SERIES, Episode
 
 
 def play(env: LLMClusterEnv, agent: Agent, name: str, seed: int, warmup_s: int = 0, *, drain: bool = True) -> Episode:
-    """Plays one episode to its horizon and drains the queue.
+    """Plays one episode to its horizon and drains the queue, which only settles what becomes of its requests.
 
     Args:
         env: The environment.
@@ -21,7 +21,7 @@ def play(env: LLMClusterEnv, agent: Agent, name: str, seed: int, warmup_s: int =
         name: Its name in the result.
         seed: Seed of the traffic and of all else that the world draws.
         warmup_s: Seconds at the start that the summary leaves out; rewards are counted from the beginning.
-        drain: Whether to; without, the summary stops at the horizon.
+        drain: Whether to; without, requests still in the queue count as unfinished.
 
     Returns:
         What came of it.
@@ -54,7 +54,14 @@ def play(env: LLMClusterEnv, agent: Agent, name: str, seed: int, warmup_s: int =
     assert env.plant is not None
     if drain:
         env.plant.cluster.drain()
-    return Episode(name, seed, reward, terms, env.plant.summary(warmup_s), {k: np.array(v) for k, v in series.items()})
+    return Episode(
+        name,
+        seed,
+        reward,
+        terms,
+        env.plant.summary(warmup_s, env.scenario.horizon_s),
+        {k: np.array(v) for k, v in series.items()},
+    )
 
 
 def mean_reward(

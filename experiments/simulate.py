@@ -18,6 +18,7 @@ from ..agents.registry import make_agent
 from ..envs.cluster_env import LLMClusterEnv
 from ..envs.plant import SimulatedPlant
 from ..envs.scenario import Scenario
+from ..envs.traces import scaled_to
 from ..simulator.errors import InputError
 from ..simulator.files import whole
 from ..simulator.kernels.state import BIN, FINISHED, REQUEST_STATUS_NAMES, STATUS_NAMES
@@ -50,7 +51,7 @@ def simulate(
         if not len(requests):
             raise InputError("workload", "holds no requests", "Give a trace with at least one")
         ticks = int(requests.arrival_ps[-1] // (scenario.tick_s * PS_PER_S)) + 1
-        scenario = scenario.model_copy(update={"horizon_s": ticks * scenario.tick_s})
+        scenario = scaled_to(scenario, requests).model_copy(update={"horizon_s": ticks * scenario.tick_s})
     began = time.perf_counter()
     env = LLMClusterEnv(scenario)
     if requests is not None:

@@ -7,20 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from ..envs.scenario import Scenario
+from ..envs.traces import read_trace, with_trace
 from ..simulator.errors import InputError
 from ..simulator.units import to_ps
-from ..simulator.workload.formats import read_workload
-from ..simulator.workload.spec import WorkloadSpec
 from ..simulator.workload.table import COLUMNS, RequestTable
-from ..simulator.workload.traces import TRACES, cached
 
 Part = Literal["training", "validation", "held_out"]
 SHARES: dict[Part, tuple[float, float]] = {"training": (0.0, 0.6), "validation": (0.6, 0.8), "held_out": (0.8, 1.0)}
-
-
-def read_trace(source: str) -> RequestTable:
-    """A trace by path, or by the name of a fetched one."""
-    return read_workload(cached(source) if source in TRACES else Path(source))
 
 
 class Split:
@@ -55,7 +48,7 @@ class Split:
             if len(pieces[part]) < 2:
                 when = f"between {start * total_s:.0f} s and {stop * total_s:.0f} s"
                 raise InputError(source, f"has too few requests {when}", "Give a trace with traffic all along")
-        self._scenario = scenario
+        self._scenario, self._training = scenario, pieces["training"]
         self._folder.mkdir(parents=True, exist_ok=True)
         for part, piece in pieces.items():
             piece.to_parquet(self._path(part))
@@ -65,6 +58,6 @@ class Split:
 
     def scenario(self, part: Part) -> Scenario:
         """The scenario with one part of the trace as its workload."""
-        # The path, made of the content, is what two runs have in common; `repeat` fills a part that is a little short.
-        workload = WorkloadSpec(file=str(self._path(part).absolute()), start_s="random", repeat=True)
-        return self._scenario.model_copy(update={"workload": workload, "horizon_s": self.horizon_s})
+        # All parts share the scale of the first; the path, made of the content, is what two runs have in common.
+        scenario = with_trace(self._scenario, self._path(part), self._training)
+        return scenario.model_copy(update={"horizon_s": self.horizon_s})

@@ -153,7 +153,8 @@ def caption(evaluation: Evaluation, reference: str) -> str:
     """What the figures are."""
     return (
         f"Scenario {evaluation.scenario}, workload {evaluation.workload}: means of {len(evaluation.of(reference))} "
-        f"episodes with 95 % intervals; Δ reward is against {reference} on the same seeds."
+        f"episodes with 95 % intervals; Δ reward is against {reference} on the same seeds. Rewards count from the "
+        "start; other figures leave out the warm-up, and what comes after the horizon only settles the queue."
     )
 
 

@@ -37,7 +37,7 @@ CHECKPOINT, CONFIG = "checkpoint.zip", "config.json"
 
 @dataclass(frozen=True)
 class PpoSettings:
-    """Hyperparameters of PPO (Schulman et al. 2017), Stable-Baselines3's names; chosen on validation traffic."""
+    """Hyperparameters of PPO (Schulman et al. 2017), Stable-Baselines3's names; chosen by hand."""
 
     n_envs: int = 8
     n_steps: int = 64
@@ -212,7 +212,7 @@ def _model(config: TrainConfig, folder: Path, algorithm: type[Any], policy: type
             loaded: BaseAlgorithm = algorithm.load(checkpoint, env=vec, device="cpu")
         except (ValueError, RuntimeError, EOFError, KeyError) as fault:
             raise InputError(str(checkpoint), f"is damaged ({fault})", "Remove it to start again") from fault
-        loaded.set_random_seed(training_seed(config.seed) + loaded.num_timesteps)
+        loaded.set_random_seed(training_seed(config.seed, loaded.num_timesteps))
         return loaded
     torch.manual_seed(config.seed)
     settings = asdict(config.settings)

@@ -10,7 +10,7 @@ from .rollout import mean_reward
 from .seeds import validation_seeds
 
 KEEP = 4
-ROUNDS = (1, 3, 8)
+ROUNDS = (2, 4, 10)
 """Validation episodes per candidate and round; after each round the best quarter goes on."""
 
 

@@ -9,14 +9,40 @@ import inspect
 from collections.abc import Iterable
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from ..agents.registry import AGENTS, CANDIDATES
 from ..envs import reward
 from ..envs.cluster_env import LLMClusterEnv
 from ..envs.observation import Feature
-from ..envs.scenario import Scenario, load_scenario, scenario_names
+from ..envs.scenario import (
+    ActionSpec,
+    BudgetSpec,
+    InstancesSpec,
+    RewardSpec,
+    Scenario,
+    SloSpec,
+    load_scenario,
+    scenario_names,
+)
 from ..simulator.catalog import Catalog
 from ..simulator.files import whole
+from ..simulator.topology import ClusterSpec, EngineSpec, ServerSpec
+from ..simulator.workload.spec import StreamSpec
 
+SCENARIO_PARTS: dict[str, type[BaseModel]] = {
+    "the scenario": Scenario,
+    "cluster": ClusterSpec,
+    "cluster.rows[].racks[].servers[]": ServerSpec,
+    "cluster.engine": EngineSpec,
+    "workload, workload.streams[]": StreamSpec,
+    "slo.NAME": SloSpec,
+    "budget": BudgetSpec,
+    "instances[]": InstancesSpec,
+    "actions": ActionSpec,
+    "reward": RewardSpec,
+}
+MAX_DEFAULT = 60
 ROOT = Path(__file__).parent.parent
 
 
@@ -67,6 +93,11 @@ def reference_page() -> str:
         "## Scenarios",
         "",
         *_scenarios(),
+        "## Scenario files",
+        "",
+        "TOML with these keys; a trace or generated traffic is described under `workload`.",
+        "",
+        *_scenario_keys(),
         "## Catalogue",
         "",
         *_catalogue(),
@@ -95,6 +126,20 @@ def _scenarios() -> list[str]:
         pace = f"a decision every {scenario.tick_s} s, {scenario.horizon_s} s an episode"
         facts = f"{slots} slots, {pace}; actions: {groups}."
         lines += [f"### `{name}`", "", scenario.description.strip().replace("\n", " "), "", facts, ""]
+    return lines
+
+
+def _scenario_keys() -> list[str]:
+    lines = []
+    for title, spec in SCENARIO_PARTS.items():
+        rows = []
+        for name, field in spec.model_fields.items():
+            if field.exclude:
+                continue
+            default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)}`"
+            shown = default if len(default) < MAX_DEFAULT else "see its own table"
+            rows.append(f"| `{name}` | {shown} | {field.description or ''} |")
+        lines += [f"### `{title}`", "", "| key | default | meaning |", "|---|---|---|", *rows, ""]
     return lines
 
 

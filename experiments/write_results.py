@@ -56,6 +56,9 @@ def write_results() -> None:
         "",
         _verdict(table),
         "",
+        "Intervals are over episodes; how far training runs differ shows in the seeds alone. Rewards count from the "
+        "start; other figures leave out the first 120 s, and what comes after the horizon only settles the queue.",
+        "",
         "These were chosen among candidates on validation traffic:",
         "",
         *(f"- `{name}`: {note}" for name, note in notes.items()),
@@ -95,7 +98,7 @@ def _verdict(table: list[Row]) -> str:
     """What the figures say about learned agents and the best constant action, either way."""
     said = []
     for row in table:
-        if row.agent in TRAINED or row.clairvoyant:
+        if row.agent in (*TRAINED, "follow-load", "clairvoyant"):
             gap = row.intervals[DIFFERENCE]
             verdict = "beats" if gap.low > 0 else "loses to" if gap.high < 0 else "cannot be told from"
             bounds = f"95 % interval {gap.low:+.1f} … {gap.high:+.1f}"

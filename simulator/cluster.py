@@ -18,6 +18,8 @@ from .kernels.state import (
     C_CLOSED_LOOP,
     C_DONE,
     C_GATEWAY_COUNT,
+    C_SENT,
+    C_SENT_TOKENS,
     CLOCK,
     EMPTY,
     F64,
@@ -135,6 +137,16 @@ class Cluster:
     def done(self) -> NDArray[np.int64]:
         """Rows of the requests that have left (finished, rejected or timed out), in the order of leaving."""
         return self.engine.done[: self.engine.cursor[C_DONE]]
+
+    @property
+    def sent(self) -> int:
+        """Number of requests that clients have sent, closed loops included."""
+        return int(self.engine.cursor[C_SENT])
+
+    @property
+    def sent_prompt_tokens(self) -> int:
+        """Prompt tokens of the requests that clients have sent."""
+        return int(self.engine.cursor[C_SENT_TOKENS])
 
     @property
     def arrived(self) -> int:

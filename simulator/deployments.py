@@ -67,19 +67,30 @@ def deploy(
         for m, name in enumerate(models):
             key = (slot.spec.gpu, slot.spec.tp, name)
             if key not in found:
-                catalog.gpu(slot.spec.gpu), catalog.model(name)  # An unknown name is no question of fit.
+                _look_up(catalog, slot, name)
                 try:
                     made.append(_deployment(m, name, slot, engine, catalog))
                     found[key] = len(made) - 1
                 except InputError as refusal:
                     if name == slot.spec.model:
-                        raise
+                        problem = f"{refusal.where}: {refusal.problem}"
+                        raise InputError(slot.field, problem, refusal.remedy) from refusal
                     refusals.append(refusal)
                     found[key] = -1
             index[r, m] = found[key]
         if (index[r] < 0).all():
             raise refusals[0] if refusals else InputError(slot.name, "can hold no model", "Add a smaller model")
     return made, index
+
+
+def _look_up(catalog: Catalog, slot: Slot, model: str) -> None:
+    """Names the field of an unknown GPU or model, which is no question of fit."""
+    for field, find, name in ((f"{slot.field}.gpu", catalog.gpu, slot.spec.gpu), ("models", catalog.model, model)):
+        try:
+            find(name)
+        except InputError as refusal:
+            where = f"{slot.field}.model" if field == "models" and model == slot.spec.model else field
+            raise InputError(where, refusal.problem, refusal.remedy) from refusal
 
 
 def _deployment(number: int, name: str, slot: Slot, engine: EngineSpec, catalog: Catalog) -> Deployment:

@@ -83,7 +83,7 @@ class Summary:
         output_tokens: Output tokens of the completed requests.
         simulated_s: Simulated time after the warm-up.
         energy_j: GPU energy.
-        energy_per_output_token_j: GPU energy per output token of the completed requests.
+        energy_per_output_token_j: GPU energy per output token generated in that time.
         mean_power_w: Mean GPU power.
         peak_power_w: Highest mean of one second.
         goodput_tokens_per_s: Output tokens of requests that met their SLO, per second.
@@ -122,7 +122,11 @@ class Summary:
 
 
 def summarize(
-    cluster: Cluster, limits: SloLimits, budget_w: NDArray[np.float64] | None = None, warmup_s: int = 0
+    cluster: Cluster,
+    limits: SloLimits,
+    budget_w: NDArray[np.float64] | None = None,
+    warmup_s: int = 0,
+    until_s: int | None = None,
 ) -> Summary:
     """Summarises a run.
 
@@ -131,16 +135,22 @@ def summarize(
         limits: SLO limits by class.
         budget_w: Budget of each second since the start, watts; endless by default.
         warmup_s: Leaves out the seconds, and the requests that arrive, before.
+        until_s: Leaves out the seconds, and the requests that arrive, from here on: a queue that is drained after the
+            horizon settles what became of its requests, and counts for nothing else. All by default.
 
     Returns:
         The summary.
     """
     all_rows = cluster.engine.requests
-    rows = np.flatnonzero((all_rows["arrival_ps"] >= warmup_s * PS_PER_S) & _sent(all_rows))
+    in_time = all_rows["arrival_ps"] >= warmup_s * PS_PER_S
+    if until_s is not None:
+        in_time &= all_rows["arrival_ps"] < until_s * PS_PER_S
+    rows = np.flatnonzero(in_time & _sent(all_rows))
     requests = all_rows[rows]
     done = requests[requests["status"] == FINISHED]
     met = met_slo(cluster, rows, limits)
-    power_w = cluster.history.column("energy_j")[warmup_s:].sum(axis=1)
+    power_w = cluster.history.column("energy_j")[warmup_s:until_s].sum(axis=1)
+    generated = int(cluster.history.column("output_tokens")[warmup_s:until_s].sum())
     over_w = np.zeros(1) if budget_w is None else (power_w - budget_w[warmup_s : warmup_s + len(power_w)]).clip(min=0)
     seconds = max(len(power_w), 1)
     tokens = int(done["output"].sum())
@@ -161,7 +171,7 @@ def summarize(
         output_tokens=tokens,
         simulated_s=float(len(power_w)),
         energy_j=energy_j,
-        energy_per_output_token_j=energy_j / tokens if tokens else float("nan"),
+        energy_per_output_token_j=energy_j / generated if generated else float("nan"),
         mean_power_w=energy_j / seconds,
         peak_power_w=float(power_w.max(initial=0.0)),
         goodput_tokens_per_s=float(requests["output"][met].sum()) / seconds,

@@ -94,6 +94,7 @@ class Slot:
         rack: Number of the rack in the facility.
         server: Number of the server in the facility.
         spec: The server's specification.
+        field: Where the server stands in the specification, for messages.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Slot:
     rack: int
     server: int
     spec: ServerSpec
+    field: str
 
 
 def lay_out(cluster: ClusterSpec) -> tuple[Slot, ...]:
@@ -108,12 +110,13 @@ def lay_out(cluster: ClusterSpec) -> tuple[Slot, ...]:
     slots: list[Slot] = []
     racks = servers = 0
     for row_number, row in enumerate(cluster.rows):
-        for rack in row.racks:
-            for spec in rack.servers:
+        for rack_number, rack in enumerate(row.racks):
+            for server_number, spec in enumerate(rack.servers):
+                field = f"cluster.rows[{row_number}].racks[{rack_number}].servers[{server_number}]"
                 for _ in range(spec.count):
                     for number in range(spec.gpus // spec.tp):
                         name = f"row{row_number}/rack{racks}/server{servers}/slot{number}"
-                        slots.append(Slot(name, row_number, racks, servers, spec))
+                        slots.append(Slot(name, row_number, racks, servers, spec, field))
                     servers += 1
             racks += 1
     return tuple(slots)

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 PS_PER_S = 1_000_000_000_000
 PS_PER_MS = 1_000_000_000
-PS_PER_US = 1_000_000
 MAX_TIME_S = (2**63 - 1) // PS_PER_S
 
 
 def to_ps(seconds: float) -> int:
     """Seconds to the nearest picosecond."""
     return round(seconds * PS_PER_S)
-
-
-def to_s(picoseconds: int) -> float:
-    """Picoseconds to seconds."""
-    return picoseconds / PS_PER_S

@@ -159,3 +159,10 @@ def test_wheel_holds_the_package_and_no_tests(tmp_path: Path) -> None:
     assert inside == expected
     assert not any("test" in Path(n).parts[1] for n in inside)
     assert any(n.endswith("licenses/LICENSE") for n in names)
+
+
+def test_the_reference_page_is_what_the_code_says() -> None:
+    from llmcluster.experiments.write_docs import reference_page
+
+    page = Path(llmcluster.__file__).parent / "docs" / "reference.md"
+    assert page.read_text() == reference_page(), "run `make docs`"

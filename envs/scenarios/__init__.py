@@ -1,1 +1,1 @@
-"""envs/scenarios."""
+"""The scenarios that come with the package, as TOML files."""

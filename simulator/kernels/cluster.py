@@ -16,6 +16,8 @@ from .state import (
     C_GATEWAY_TAIL,
     C_NOW,
     C_RELEASES,
+    C_SENT,
+    C_SENT_TOKENS,
     FOREVER,
     LEAST_OUTSTANDING,
     REJECTED,
@@ -25,7 +27,7 @@ from .state import (
     Engine,
 )
 
-HELD, UNFIT = -1, -2
+HELD = -1
 
 
 @part
@@ -46,20 +48,18 @@ def serves(engine: Engine, r: int, request: int) -> bool:
 
 @kernel
 def choose(engine: Engine, request: int) -> int:
-    """Slot for ``request``: among serving slots of its model, by the router in force; HELD or UNFIT if none.
+    """Slot for ``request``: among serving slots of its model that can hold it, by the router in force; else HELD.
 
     Where all candidates have weight 0, they count as equal: weights steer, they never strand a request.
     """
     slots = engine.slots
-    serving, candidates, total = 0, 0, 0.0
+    candidates, total = 0, 0.0
     for r in range(slots.shape[0]):
-        if serves(engine, r, request):
-            serving += 1
-            if fits(engine, r, request):
-                candidates += 1
-                total += slots[r].route_weight
+        if serves(engine, r, request) and fits(engine, r, request):
+            candidates += 1
+            total += slots[r].route_weight
     if candidates == 0:
-        return HELD if serving == 0 else UNFIT
+        return HELD
     equal = total <= 0.0
     best, best_score, weights = -1, 0.0, 0.0
     for r in range(slots.shape[0]):
@@ -106,15 +106,24 @@ def dispatch(engine: Engine, request: int, now: int) -> None:
     if r == HELD:
         hold(engine, request)
         return
-    if r == UNFIT:
-        leave(engine, -1, request, REJECTED, now)
-        return
     run_replica(engine, r, now)
     requests[request].status = WAITING
     requests[request].slot = r
     slots[r].outstanding += 1
     push_back(engine, r, request)
     slots[r].bound_ps = max(slots[r].now_ps, slots[r].flight_end_ps)
+
+
+@kernel
+def arrive(engine: Engine, request: int, now: int) -> None:
+    """A client's request comes in at time ``now``; one that no slot could ever hold is rejected."""
+    requests, cursor = engine.requests, engine.cursor
+    cursor[C_SENT] += 1
+    cursor[C_SENT_TOKENS] += requests[request].prompt
+    if requests[request].unfit:
+        leave(engine, -1, request, REJECTED, now)
+    else:
+        dispatch(engine, request, now)
 
 
 @kernel
@@ -184,13 +193,13 @@ def advance(engine: Engine, until: int) -> None:
         if cursor[C_CLOSED_LOOP]:
             released = advance_closed_loop(engine, arrival)
             if released >= 0:
-                dispatch(engine, released, engine.requests[released].arrival_ps)
+                arrive(engine, released, engine.requests[released].arrival_ps)
                 continue
         if arrival >= until:
             break
         request = cursor[C_ARRIVAL]
         cursor[C_ARRIVAL] += 1
-        dispatch(engine, request, arrival)
+        arrive(engine, request, arrival)
     for r in range(engine.slots.shape[0]):
         run_replica(engine, r, until)
     cursor[C_NOW] = until

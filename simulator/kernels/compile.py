@@ -39,7 +39,7 @@ def _compiled(function: F, **options: bool) -> F:
     config.CACHE_DIR = str(cache_folder())
     try:
         # Kernels allocate nothing, and the caller holds every array, so they need no reference counts: with them, the
-        # engine took five times as long. Division by zero does not occur; numpy's rules spare the checks.
+        # engine would spend most of its time counting. Division by zero does not occur; numpy's rules spare the checks.
         compiled: F = njit(cache=True, error_model="numpy", _nrt=False, **options)(function)
     finally:
         config.CACHE_DIR = before

@@ -33,10 +33,20 @@ ROUND_ROBIN, LEAST_OUTSTANDING = 0, 1
 ROUTER_NAMES = ("round-robin", "least-outstanding")
 
 # Cursor cells.
-C_ARRIVAL, C_DONE, C_NOW, C_GATEWAY_HEAD, C_GATEWAY_TAIL, C_GATEWAY_COUNT, C_RELEASES, C_CLOSED_LOOP, C_ADMITTED = (
-    range(9)
-)
-CURSORS = 9
+(
+    C_ARRIVAL,
+    C_DONE,
+    C_NOW,
+    C_GATEWAY_HEAD,
+    C_GATEWAY_TAIL,
+    C_GATEWAY_COUNT,
+    C_RELEASES,
+    C_CLOSED_LOOP,
+    C_ADMITTED,
+    C_SENT,
+    C_SENT_TOKENS,
+) = range(11)
+CURSORS = 11
 
 # Planes of Engine.cost, Engine.ladder and Engine.thermal.
 FIXED, COMPUTE, MEMORY = 0, 1, 2
@@ -55,10 +65,11 @@ DEPLOYMENT = _record(
 )
 
 # Per request: a row of the request table and what becomes of it. `follower` is the session's next request, `link` the
-# next one in whichever queue holds this one, `admission` the running number of its last admission.
+# next one in whichever queue holds this one, `admission` the running number of its last admission, `unfit` 1 if no
+# slot could ever hold it.
 REQUEST = _record(
     "arrival_ps prompt output model timeout_ps think_ps follower slot status admit_ps first_token_ps finish_ps "
-    "generated preemptions admission link"
+    "generated preemptions admission link unfit"
 )
 
 # Per slot. `flight_*`: the iteration in flight (end -1: none) and the prompt tokens it computes. `decodes`, `context`:
@@ -98,6 +109,15 @@ class Engine(NamedTuple):
     release_item: I64  # (N,)
 
 
+def _longest(deployments: Records) -> I64:
+    """Tokens of the longest request of each model that some slot could hold to its end; the last entry is for any."""
+    holds = np.minimum(deployments["max_model_len"], deployments["kv_blocks"] * deployments["block_size"])
+    longest = np.zeros(int(deployments["model"].max()) + 2, np.int64)
+    np.maximum.at(longest, deployments["model"], holds)
+    longest[-1] = holds.max()
+    return longest
+
+
 def allocate(
     deployments: Records,
     cost: I64,
@@ -114,7 +134,7 @@ def allocate(
         cost: (D, 3, T + 1).
         ladder: (D, 2, K).
         thermal: (D, 2, 2).
-        requests: (N,) REQUEST, taken over.
+        requests: (N,) REQUEST, taken over; those that no slot could ever hold are marked here.
         slots: R.
         engine_limits: Running requests per slot at most (M), and tokens per KV block.
 
@@ -122,6 +142,7 @@ def allocate(
         The engine.
     """
     most, block_size = engine_limits
+    requests["unfit"] = requests["prompt"] + requests["output"] > _longest(deployments)[requests["model"]]
     cursor = np.zeros(CURSORS, np.int64)
     cursor[[C_GATEWAY_HEAD, C_GATEWAY_TAIL]] = -1
     slot = np.zeros(slots, SLOT)
