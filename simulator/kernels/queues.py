@@ -43,11 +43,17 @@ def pop_front(engine: Engine, r: int) -> int:
 
 
 @part
+def precedes(key: I64, item: I64, i: int, j: int) -> bool:
+    """Whether cell ``i`` comes before cell ``j``: by key, and among equals by item, so that the order is defined."""
+    return key[i] < key[j] or (key[i] == key[j] and item[i] < item[j])
+
+
+@part
 def sift_up(key: I64, item: I64, i: int) -> None:
     """Restores the heap after cell ``i`` got smaller."""
     while i > 0:
         parent = (i - 1) >> 1
-        if key[parent] <= key[i]:
+        if not precedes(key, item, i, parent):
             return
         key[parent], key[i] = key[i], key[parent]
         item[parent], item[i] = item[i], item[parent]
@@ -61,9 +67,9 @@ def sift_down(key: I64, item: I64, i: int, size: int) -> None:
         child = 2 * i + 1
         if child >= size:
             return
-        if child + 1 < size and key[child + 1] < key[child]:
+        if child + 1 < size and precedes(key, item, child + 1, child):
             child += 1
-        if key[i] <= key[child]:
+        if not precedes(key, item, child, i):
             return
         key[child], key[i] = key[i], key[child]
         item[child], item[i] = item[i], item[child]
