@@ -51,8 +51,8 @@ def announce_compilation() -> None:
         Console(stderr=True).print("compiling the engine; only the first run does, and it takes about half a minute")
 
 
-def progress_bar() -> Progress:
-    """A bar with counts and times on standard error."""
+def progress_bar(console: Console | None = None) -> Progress:
+    """A bar with counts and times, on standard error by default."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -60,7 +60,7 @@ def progress_bar() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True))
+    return Progress(*columns, console=console or Console(stderr=True))
 
 
 def write_json(result: dict[str, Any], json_file: str | None) -> None:

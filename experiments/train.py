@@ -11,7 +11,7 @@ import gymnasium as gym
 import torch
 from gymnasium.wrappers import TransformReward
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -26,6 +26,7 @@ from ..envs.cluster_env import LLMClusterEnv
 from ..envs.scenario import Scenario
 from ..simulator.errors import InputError
 from ..simulator.files import whole
+from .output import progress_bar
 from .seeds import training_seed
 
 ALGORITHMS: dict[str, tuple[type[Any], type[Any]]] = {
@@ -164,14 +165,7 @@ def train(config: TrainConfig, folder: Path, console: Console, checkpoint_every:
     try:
         model = _model(config, folder, algorithm, policy, vec)
         before = model.num_timesteps
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console) as progress:
+        with progress_bar(console) as progress:
             if before < config.timesteps:
                 callback = _Checkpoints(folder, checkpoint_every, progress, config.timesteps)
                 model.learn(
