@@ -14,13 +14,14 @@ from ..simulator.cluster import Blueprint
 from ..simulator.errors import InputError
 from ..simulator.workload.spec import WorkloadSpec, generate
 from ..simulator.workload.table import RequestTable
+from ..simulator.workload.traces import resolve
 from .codec import ActionCodec
 from .observation import Observation, ObservationBuilder
 from .plant import SimulatedPlant, fleet_of
 from .rendering import draw_ansi, draw_rgb
 from .reward import reward_terms
 from .scenario import Scenario, load_scenario
-from .traces import read_trace, trace_path, with_trace
+from .traces import read_trace, with_trace
 
 
 class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
@@ -196,7 +197,7 @@ def _with_workload(scenario: Scenario, workload: str | Path | dict[str, Any] | W
     if workload is None:
         return scenario
     if isinstance(workload, str | Path):
-        return with_trace(scenario, trace_path(workload), read_trace(workload))
+        return with_trace(scenario, resolve(workload), read_trace(workload))
     if not isinstance(workload, dict | WorkloadSpec):
         raise InputError("workload", f"is a {type(workload).__name__}", "Give the path of a trace, or a dict")
     if isinstance(workload, WorkloadSpec):

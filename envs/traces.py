@@ -7,21 +7,16 @@ from pathlib import Path
 from ..simulator.workload.formats import read_workload
 from ..simulator.workload.spec import WorkloadSpec
 from ..simulator.workload.table import RequestTable
-from ..simulator.workload.traces import TRACES, cached
+from ..simulator.workload.traces import resolve
 from .scenario import Scenario
 
 REFERENCE_LOAD = 2.0
 """The rate at which the reward counts requests and tokens as 1, relative to the mean; as in the default scenario."""
 
 
-def trace_path(source: str | Path) -> Path:
-    """The file of a trace: a path, or the name of a fetched one."""
-    return cached(str(source)) if str(source) in TRACES else Path(source)
-
-
 def read_trace(source: str | Path) -> RequestTable:
     """A trace by path, or by the name of a fetched one."""
-    return read_workload(trace_path(source))
+    return read_workload(resolve(source))
 
 
 def scaled_to(scenario: Scenario, table: RequestTable) -> Scenario:

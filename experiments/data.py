@@ -20,7 +20,7 @@ from ..simulator.errors import InputError
 from ..simulator.files import whole
 from ..simulator.workload.combine import repeat as repeat_table
 from ..simulator.workload.formats import READERS, WRITERS, read_workload, write_workload
-from ..simulator.workload.traces import TRACES, Trace, cache_path, cached, find
+from ..simulator.workload.traces import TRACES, Trace, cache_path, find, resolve
 from .output import JsonOption, people, write_json
 
 CHUNK = 1 << 18
@@ -74,7 +74,7 @@ def convert_command(
     json_file: JsonOption = None,
 ) -> None:
     """Convert a trace to another format."""
-    path = cached(source) if source in TRACES else Path(source)
+    path = resolve(source)
     table = repeat_table(read_workload(path, from_).scaled(rate_factor), repeat)
     write_workload(table, target, to)
     result = {"path": str(target), "format": to, "requests": len(table), "duration_s": table.duration_s}

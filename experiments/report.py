@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
@@ -12,6 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from ..simulator.files import whole
 from .results import Evaluation
 from .table import CLAIRVOYANT_NOTE, COLUMNS, Column, Row, caption, formatted, reference_of, rows
 
@@ -59,12 +59,8 @@ def write_report(evaluation: Evaluation, path: str | Path, seed: int = 0, refere
         The path.
     """
     path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole(path) as draft:
         draft.write_text(render(evaluation, seed, reference), encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
     return path
 
 

@@ -22,7 +22,7 @@ from .lengths import AnyLengths
 from .markov import Markov
 from .modulation import AnyModulation
 from .table import ANY_MODEL, RequestTable
-from .traces import TRACES, cached
+from .traces import resolve
 
 __all__ = ["ClosedLoop", "FittedArrivals", "FittedLengths", "Markov", "StreamSpec", "WorkloadSpec", "generate"]
 
@@ -137,7 +137,7 @@ def generate(
 
 def _play(stream: StreamSpec, file: str, duration_s: float, rng: np.random.Generator, folder: Path) -> RequestTable:
     """The part of a trace that the run covers."""
-    path = cached(file) if file in TRACES else folder / file
+    path = resolve(file, folder)
     stat = path.stat() if path.exists() else None
     table = _read(path, stream.format, stat and stat.st_mtime_ns).scaled(stream.rate_factor)
     if stream.start_s == "random":

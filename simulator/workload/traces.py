@@ -68,3 +68,8 @@ def cached(name: str) -> Path:
     if not path.is_file():
         raise InputError(name, "the trace has not been fetched", f"Run `llmcluster data fetch {name}`")
     return path
+
+
+def resolve(source: str | Path, folder: Path = Path()) -> Path:
+    """The file of a trace: that of a fetched one by its name, or a path, relative to ``folder``."""
+    return cached(str(source)) if str(source) in TRACES else folder / source
