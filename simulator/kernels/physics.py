@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 from .compile import part
-from .state import BIN_PS, BINS, CLOCK, DECAY, DRAINING, FOREVER, LOADING, RESISTANCE, SCALE, SERVING, Engine
+from .state import (
+    BIN_PS,
+    BINS,
+    CLOCK,
+    DECAY,
+    DRAINING,
+    FAILED,
+    FOREVER,
+    LOADING,
+    RESISTANCE,
+    SCALE,
+    SERVING,
+    TENANT,
+    Engine,
+)
 
 
 @part
@@ -13,6 +27,10 @@ def base_power_w(engine: Engine, r: int) -> float:
     dep = engine.deployments[engine.slots[r].deployment]
     if status in (SERVING, DRAINING, LOADING):
         return dep.idle_w
+    if status == FAILED:
+        return 0.0
+    if status == TENANT:
+        return engine.slots[r].load_w
     return dep.off_w
 
 

@@ -21,8 +21,8 @@ BINS = 256
 FOREVER = np.int64(2**62)
 
 # Instance life, per slot.
-EMPTY, LOADING, SERVING, DRAINING, SLEEPING = 0, 1, 2, 3, 4
-STATUS_NAMES = ("empty", "loading", "serving", "draining", "sleeping")
+EMPTY, LOADING, SERVING, DRAINING, SLEEPING, FAILED, TENANT = 0, 1, 2, 3, 4, 5, 6
+STATUS_NAMES = ("empty", "loading", "serving", "draining", "sleeping", "failed", "tenant")
 
 # Request life.
 PENDING, AT_GATEWAY, WAITING, RUNNING, FINISHED, REJECTED, TIMED_OUT = 0, 1, 2, 3, 4, 5, 6
@@ -75,12 +75,12 @@ REQUEST = _record(
 # Per slot. `flight_*`: the iteration in flight (end -1: none) and the prompt tokens it computes. `decodes`, `context`:
 # decoding requests and the tokens they have cached. `partial*`: the request whose prefill spans iterations. `joiners`:
 # requests whose prefill ends with the flight. `governed`: the clock `step` still holds. `bound_ps`: no request finishes
-# before. `instant_w`: power of the stretch accounted last.
+# before. `instant_w`: power of the stretch accounted last. `load_w`: what a tenant's machine draws.
 SLOT = _record(
     "status deployment now_ps flight_end_ps flight_prefill iteration decodes context partial partial_done "
     "partial_target joiners free_blocks queue_head queue_tail waiting outstanding governed step bound_ps clock_limit "
     "throttled throttle_events",
-    "cap_w inlet_c instant_w route_weight route_credit",
+    "cap_w inlet_c instant_w load_w route_weight route_credit",
 )
 
 # Per slot and second. `kv_used` is a share of the KV blocks.
