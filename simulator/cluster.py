@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property, partial
 
 import numpy as np
 import simpy
 from numpy.typing import ArrayLike, NDArray
 
+from .agenda import Agenda
 from .catalog import Catalog
 from .deployments import Deployment, deploy, stack
 from .errors import InputError
+from .faults import Faults, FaultSpec
 from .history import History
 from .kernels import cluster as kernels
 from .kernels.state import (
@@ -27,19 +31,25 @@ from .kernels.state import (
     LEAST_OUTSTANDING,
     REQUEST,
     ROUTER_NAMES,
+    RUNNING,
     SERVING,
     SLEEPING,
+    WAITING,
     Engine,
     Records,
     allocate,
 )
 from .lifecycle import Lifecycle
+from .snapshot import Snapshot, copied, fingerprint, overwrite
 from .topology import ClusterSpec, Slot, lay_out
-from .units import PS_PER_S
+from .units import PS_PER_S, to_ps
 from .workload.table import ANY_MODEL, RequestTable
 
 CHUNK_PS = 64 * PS_PER_S
 """Longest stretch in one call of the engine: the ring of bins must hold it and the longest iteration."""
+
+TABLES = ("deployments", "cost", "ladder", "thermal")
+"""Arrays of the engine that never change and belong to the blueprint."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,33 +110,46 @@ class Cluster:
         requests: The workload; model names in it must be among the blueprint's.
         rng: Source of all randomness of this run; each subsystem gets a generator spawned from it.
         expected_s: Expected length of the run, seconds.
+        faults: What breaks, and when.
 
     Raises:
-        InputError: The workload names a model that the cluster does not have.
+        InputError: The workload names a model that the cluster does not have, or a fault a place.
     """
 
     def __init__(
-        self, blueprint: Blueprint, requests: RequestTable, rng: np.random.Generator, expected_s: int = 1024
+        self,
+        blueprint: Blueprint,
+        requests: RequestTable,
+        rng: np.random.Generator,
+        expected_s: int = 1024,
+        faults: Sequence[FaultSpec] = (),
     ) -> None:
         self.blueprint = blueprint
         self.requests = requests
-        self.world = simpy.Environment(initial_time=0)
+        self.agenda = Agenda(simpy.Environment(initial_time=0))
         self.engine = _start(blueprint, requests)
         self.history = History(len(blueprint.slots), expected_s)
-        (life_rng,) = rng.spawn(1)
+        life_rng, fault_rng = rng.spawn(2)
         self.lifecycle = Lifecycle(
-            self.world,
+            self.agenda,
             self.engine.slots,
             blueprint.deployments,
             blueprint.index,
             life_rng,
             self.engine.deployments["kv_blocks"],
+            partial(_evict, self.engine),
         )
+        self.faults = Faults(faults, blueprint.slots, self.agenda, self.lifecycle, fault_rng)
         self._server = np.array([s.server for s in blueprint.slots])
         self._inlet_c = np.array([s.spec.inlet_c for s in blueprint.slots])
         self._inlet_k_per_w = np.array([s.spec.inlet_k_per_kw for s in blueprint.slots]) / 1000
         self._now_ps = 0
         self._update_inlets(np.zeros(len(blueprint.slots)))
+
+    @property
+    def world(self) -> simpy.Environment:
+        """The SimPy environment; restoring a state replaces it."""
+        return self.agenda.world
 
     @property
     def now_ps(self) -> int:
@@ -203,6 +226,21 @@ class Cluster:
         self._enter_simpy(self._now_ps)
         self.lifecycle.command(slot, target)
 
+    def fail(self, *slots: int, repair_s: float) -> None:
+        """Lets slots fail now, see :meth:`Lifecycle.fail`."""
+        self._enter_simpy(self._now_ps)
+        self.lifecycle.fail(*slots, repair_ps=to_ps(repair_s))
+
+    def occupy(self, slot: int, load_w: float) -> None:
+        """Gives a slot to a foreign machine, see :meth:`Lifecycle.occupy`; ``lifecycle.set_load`` changes its draw."""
+        self._enter_simpy(self._now_ps)
+        self.lifecycle.occupy(slot, load_w)
+
+    def vacate(self, slot: int) -> None:
+        """Lets the foreign machine leave a slot, see :meth:`Lifecycle.vacate`."""
+        self._enter_simpy(self._now_ps)
+        self.lifecycle.vacate(slot)
+
     def advance(self, until_ps: int) -> None:
         """Runs to ``until_ps``; SimPy is entered only where one of its events is due."""
         while self._now_ps < until_ps:
@@ -225,6 +263,53 @@ class Cluster:
             # To the next whole second, so that the history holds all of it.
             self.advance((self._now_ps // PS_PER_S + 1) * PS_PER_S)
         return self.finished
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of all that a saved state leaves out: cluster, workload, faults, and how the engine is laid out."""
+        plan, requests = self.blueprint, self.requests
+        return fingerprint(
+            plan.spec.model_dump_json(),
+            *plan.stacked,
+            [(d.model, d.load_s, d.wake_s) for d in plan.deployments],
+            *(getattr(requests, field.name) for field in fields(requests)),
+            self.faults.specs,
+            [(name, array.dtype.descr, array.shape) for name, array in self.engine._asdict().items()],
+        )
+
+    def save_state(self) -> Snapshot:
+        """The state of the run, to be restored into this cluster or into another one that was made alike.
+
+        Raises:
+            InputError: There are SimPy processes in ``world``, which cannot be saved.
+        """
+        arrays = {name: copied(array) for name, array in self.engine._asdict().items() if name not in TABLES}
+        return Snapshot(
+            self.fingerprint,
+            {
+                "now_ps": self._now_ps,
+                "agenda": self.agenda.save_state(),
+                "engine": arrays,
+                "history": self.history.save_state(),
+                "lifecycle": self.lifecycle.save_state(),
+                "faults": self.faults.save_state(),
+            },
+        )
+
+    def restore_state(self, snapshot: Snapshot) -> None:
+        """Goes back, or on, to a saved state; what follows is the same, to the byte, as what followed then.
+
+        Raises:
+            InputError: It was taken of another cluster, workload or version, or there are SimPy processes in ``world``.
+        """
+        state = snapshot.state_for(self.fingerprint)
+        self.agenda.restore_state(state["agenda"])
+        self._now_ps = state["now_ps"]
+        for name, array in state["engine"].items():
+            overwrite(getattr(self.engine, name), array)
+        self.history.restore_state(state["history"])
+        self.lifecycle.restore_state(state["lifecycle"])
+        self.faults.restore_state(state["faults"])
 
     def _enter_simpy(self, now_ps: int) -> None:
         if now_ps > self.world.now:
@@ -250,6 +335,25 @@ def _start(blueprint: Blueprint, requests: RequestTable) -> Engine:
     slots["cap_w"] = blueprint.cap_max_w
     engine.cursor[C_CLOSED_LOOP] = int((engine.requests["think_ps"] >= 0).any())
     return engine
+
+
+def _evict(engine: Engine, slot: int) -> None:
+    """Takes all requests off a slot that has failed; they start anew from the gateway, in the order of their rows."""
+    requests, record = engine.requests, engine.slots[slot : slot + 1]
+    lost = np.flatnonzero((requests["slot"] == slot) & np.isin(requests["status"], (WAITING, RUNNING)))
+    # The iteration in flight is paid for to its end, and lost.
+    record["now_ps"] = np.maximum(record["now_ps"], record["flight_end_ps"])
+    for name in ("flight_end_ps", "partial", "queue_head", "queue_tail"):
+        record[name] = -1
+    for name in ("flight_prefill", "decodes", "context", "joiners", "waiting", "outstanding"):
+        record[name] = 0
+    record["free_blocks"] = engine.deployments["kv_blocks"][record["deployment"]]
+    engine.phase[slot] = 0
+    for name in ("slot", "admit_ps", "first_token_ps"):
+        requests[name][lost] = -1
+    requests["generated"][lost] = 0
+    for request in lost.tolist():
+        kernels.hold(engine, request)
 
 
 def _rows(blueprint: Blueprint, requests: RequestTable) -> Records:

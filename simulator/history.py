@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .kernels.state import BIN, BINS, Records
+from .snapshot import State, copied, overwrite
 
 ADDED_UP = ("energy_j", "prompt_tokens", "output_tokens")
 
@@ -34,16 +35,30 @@ class History:
         first = self._length
         if until_s <= first:
             return
-        if until_s > len(self._record):
-            more = max(until_s, 2 * len(self._record)) - len(self._record)
-            self._record = np.pad(self._record, ((0, more), (0, 0)))
-            self._status = np.pad(self._status, ((0, more), (0, 0)))
+        self._reserve(until_s)
         cells = np.arange(first, until_s) % BINS
         self._record[first:until_s] = bins[cells]
         self._status[first:until_s] = status
         for name in ADDED_UP:
             bins[name][cells] = 0
         self._length = until_s
+
+    def _reserve(self, seconds: int) -> None:
+        if seconds > len(self._record):
+            more = max(seconds, 2 * len(self._record)) - len(self._record)
+            self._record = np.pad(self._record, ((0, more), (0, 0)))
+            self._status = np.pad(self._status, ((0, more), (0, 0)))
+
+    def save_state(self) -> State:
+        """A copy of what has been recorded."""
+        return {"record": copied(self._record[: self._length]), "status": self._status[: self._length].copy()}
+
+    def restore_state(self, state: State) -> None:
+        """Goes back, or on, to a state of :meth:`save_state`."""
+        self._length = len(state["record"])
+        self._reserve(self._length)
+        overwrite(self._record[: self._length], state["record"])
+        self._status[: self._length] = state["status"]
 
     def column(self, name: str, last_s: int | None = None) -> NDArray[Any]:
         """A column of the record.
