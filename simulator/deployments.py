@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .catalog import Catalog
 from .errors import InputError
-from .kernels.state import DEPLOYMENT, F64, I64, Records
+from .kernels.state import DEPLOYMENT, UNITS_PER_W, Tables
 from .kernels.tables import IterationCost, PowerCoefficients
 from .performance import iteration_cost, kv_capacity_tokens, load_time_s, wake_time_s
 from .power import power_coefficients
@@ -107,21 +107,30 @@ def _deployment(number: int, name: str, slot: Slot, engine: EngineSpec, catalog:
     )
 
 
-def stack(deployments: Sequence[Deployment], engine: EngineSpec) -> tuple[Records, I64, F64, F64]:
-    """The deployments as the engine's arrays: records, iteration costs, clock ladders and thermal poles."""
+def stack(deployments: Sequence[Deployment], engine: EngineSpec) -> Tables:
+    """The deployments as the engine's arrays."""
     costs, powers = [d.cost for d in deployments], [d.power for d in deployments]
     records = np.zeros(len(deployments), DEPLOYMENT)
     for name in ("kv_blocks", "max_model_len", "model"):
         records[name] = [getattr(d, name) for d in deployments]
     for name in ("kv_read_ps", "attention_ps"):
         records[name] = [getattr(c, name) for c in costs]
-    for name in ("off_w", "idle_w", "active_w", "compute_w", "memory_w", "throttle_c", "resume_c", "gpus"):
+    for name in ("throttle_c", "resume_c", "gpus"):
         records[name] = [getattr(p, name) for p in powers]
+    for name in ("off", "idle", "memory"):
+        records[f"{name}_cw"] = [round(getattr(p, f"{name}_w") * UNITS_PER_W) for p in powers]
     records["averaging"] = [p.meter_window_s >= AVERAGING_FROM_S for p in powers]
+    records["watermark"] = [int(engine.watermark * d.kv_blocks) for d in deployments]
     records["max_num_seqs"] = engine.max_num_seqs
     records["max_batched_tokens"] = engine.max_num_batched_tokens
     records["block_size"] = engine.block_size
-    cost = np.stack([(c.fixed_ps, c.compute_ps, c.memory_ps) for c in costs])
-    ladder = np.stack([(p.clock_ratio, p.scale) for p in powers])
-    thermal = np.stack([(p.thermal_r_k_per_w, np.exp(-1.0 / p.thermal_tau_s)) for p in powers])
-    return records, cost, ladder, thermal
+    records["by_priority"] = engine.scheduling_policy == "priority"
+    running_w = np.array([p.idle_w + p.scale * p.active_w for p in powers])
+    compute_w = np.array([p.scale * p.compute_w for p in powers])
+    return Tables(
+        deployments=records,
+        cost=np.stack([(c.fixed_ps, c.compute_ps, c.memory_ps) for c in costs]),
+        ladder=np.stack([(p.clock_ratio, p.scale) for p in powers]),
+        watt=np.rint(np.stack([running_w, compute_w], axis=1) * UNITS_PER_W).astype(np.int64),
+        thermal=np.stack([(p.thermal_r_k_per_w, np.exp(-1.0 / p.thermal_tau_s)) for p in powers]),
+    )
