@@ -1,7 +1,7 @@
 """Where things stand: facility → row → rack → server → slot → GPU.
 
-A slot is a fixed group of GPUs of one server that can hold one model instance (tensor parallel over the group); it is
-the unit of control everywhere.
+A slot is a fixed group of GPUs of one server that can hold one model instance (tensor parallel within each stage of a
+pipeline); it is the unit of control everywhere.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ class ServerSpec(_Spec):
 
     gpu: str = Field(description="Name in the catalogue.")
     gpus: int = Field(default=8, ge=1, le=16, description="GPUs in the server.")
-    tp: int = Field(default=1, ge=1, description="GPUs per slot (tensor parallelism).")
+    tp: int = Field(default=1, ge=1, description="GPUs that share every layer (tensor parallelism).")
+    pp: int = Field(default=1, ge=1, description="Pipeline stages; a slot has `tp` times `pp` GPUs.")
+    ep: bool = Field(default=False, description="Whether experts of a mixture are spread whole over the `tp` GPUs.")
     model: str | None = Field(default=None, description="Model that the slots hold at the start.")
     role: Literal["mixed", "prefill", "decode"] = Field(
         default="mixed", description="Part in disaggregated serving; `mixed` slots do all."
@@ -33,10 +35,13 @@ class ServerSpec(_Spec):
 
     @model_validator(mode="after")
     def _slots_fit(self) -> ServerSpec:
-        if self.gpus % self.tp:
+        if self.gpus % (self.tp * self.pp):
             fitting = ", ".join(str(n) for n in range(1, self.gpus + 1) if self.gpus % n == 0)
+            slot, size = (
+                (f"tp {self.tp}", "a tp") if self.pp == 1 else (f"tp {self.tp} times pp {self.pp}", "a product")
+            )
             raise ValueError(
-                f"tp {self.tp} cannot be laid on a server of {self.gpus} GPUs; use a tp of {fitting}, or more GPUs"
+                f"{slot} cannot be laid on a server of {self.gpus} GPUs; use {size} of {fitting}, or more GPUs"
             )
         if self.model is None and self.initial != "empty":
             raise ValueError(f"initial '{self.initial}' needs a model; name one, or use initial = \"empty\"")
@@ -70,6 +75,7 @@ class EngineSpec(_Spec):
     watermark: float = Field(
         default=0.0, ge=0, lt=1, description="Share of the KV blocks that admission leaves free (0.01 in vLLM's V0)."
     )
+    sleep_level: Literal[1, 2] = Field(default=2, description="Weights of a sleeper: 1 in host memory, 2 dropped.")
 
     @model_validator(mode="after")
     def _budget_holds_decodes(self) -> EngineSpec:
@@ -136,7 +142,7 @@ def lay_out(cluster: ClusterSpec) -> tuple[Slot, ...]:
             for server_number, spec in enumerate(rack.servers):
                 field = f"cluster.rows[{row_number}].racks[{rack_number}].servers[{server_number}]"
                 for _ in range(spec.count):
-                    for number in range(spec.gpus // spec.tp):
+                    for number in range(spec.gpus // (spec.tp * spec.pp)):
                         name = f"row{row_number}/rack{racks}/server{servers}/slot{number}"
                         slots.append(Slot(name, row_number, racks, servers, spec, field))
                     servers += 1
