@@ -16,6 +16,7 @@ from .history import History
 from .kernels import cluster as kernels
 from .kernels.prefix import clear_cache
 from .kernels.state import (
+    BINS,
     C_ARRIVAL,
     C_BACKOFF_PS,
     C_BOUNDED,
@@ -51,8 +52,8 @@ from .topology import ClusterSpec, Slot, lay_out
 from .units import PS_PER_S, to_ps
 from .workload.table import RequestTable
 
-CHUNK_PS = 64 * PS_PER_S
-"""Longest stretch in one call of the engine: the ring of bins must hold it and the longest iteration."""
+CHUNK_PS = (BINS - 1) * PS_PER_S
+"""Longest stretch in one call of the engine: the ring of bins must hold it."""
 
 
 @dataclass(frozen=True, eq=False)
