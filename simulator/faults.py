@@ -110,7 +110,7 @@ class Faults:
         self._agenda, self._lifecycle, self._rng = agenda, lifecycle, rng
         self._units = {
             "slot": np.arange(len(slots)),
-            "gpu": np.repeat(np.arange(len(slots)), [slot.spec.tp for slot in slots]),
+            "gpu": np.repeat(np.arange(len(slots)), [slot.spec.tp * slot.spec.pp for slot in slots]),
             **{level: np.array([getattr(slot, level) for slot in slots]) for level in PLACES[1:]},
         }
         agenda.on("fault", self._strike)

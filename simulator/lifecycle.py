@@ -64,7 +64,7 @@ class Lifecycle:
         deployments: All deployments.
         index: int64 (slots, models): deployment of each model on each slot, -1 if it does not fit.
         rng: Source of the variation of start times.
-        kv_blocks: int64 (deployments,): blocks of the KV cache, all free after a load.
+        clear_cache: Empties the KV cache of a slot, for its deployment of that time.
         evict: Is told of every slot that has just failed, and takes its requests away.
 
     Attributes:
@@ -81,11 +81,11 @@ class Lifecycle:
         deployments: Sequence[Deployment],
         index: NDArray[np.int64],
         rng: np.random.Generator,
-        kv_blocks: NDArray[np.int64],
+        clear_cache: Callable[[int], None],
         evict: Callable[[int], None],
     ) -> None:
         self._agenda, self._slots, self._deployments, self._index = agenda, slots, deployments, index
-        self._rng, self._kv_blocks, self._evict = rng, kv_blocks, evict
+        self._rng, self._clear_cache, self._evict = rng, clear_cache, evict
         self.target = np.where(slots["status"] == SERVING, Target.SERVE + self._models(), 0).astype(np.int64)
         self.target[slots["status"] == SLEEPING] = Target.SLEEP
         self.target[slots["status"] == EMPTY] = Target.OFF
@@ -237,7 +237,7 @@ class Lifecycle:
         seconds = deployment.wake_s if woken else deployment.load_s
         seconds *= float(self._rng.uniform(1 - START_JITTER, 1 + START_JITTER))
         self._slots["deployment"][slot] = number
-        self._slots["free_blocks"][slot] = self._kv_blocks[number]
+        self._clear_cache(slot)
         self._set(slot, LOADING)
         self.starts += 1
         self.ready_ps[slot] = self._agenda.now_ps + round(seconds * PS_PER_S)

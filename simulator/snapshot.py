@@ -8,12 +8,12 @@ whole.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import descr_to_dtype, dtype_to_descr
 from numpy.typing import NDArray
 
 from .errors import InputError
@@ -53,11 +53,10 @@ class Snapshot:
     def to_bytes(self) -> bytes:
         """The same as bytes; equal states give equal bytes."""
         arrays: list[NDArray[Any]] = []
-        text = json.dumps({"format": FORMAT, "content": _plain(self, arrays)})
-        file = io.BytesIO()
-        for array in (np.frombuffer(text.encode(), np.uint8), *arrays):
-            np.lib.format.write_array(file, array, allow_pickle=False)
-        return file.getvalue()
+        content = _plain(self, arrays)
+        layout = [(dtype_to_descr(array.dtype), array.shape) for array in arrays]
+        header = json.dumps({"format": FORMAT, "content": content, "arrays": layout}).encode()
+        return b"".join([header, b"\n", *(_raw(_tidy(array)).tobytes() for array in arrays)])
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Snapshot:
@@ -66,19 +65,39 @@ class Snapshot:
         Raises:
             InputError: It is something else, or cut off.
         """
-        file, arrays = io.BytesIO(content), []
         try:
-            while file.tell() < len(content):
-                arrays.append(np.lib.format.read_array(file, allow_pickle=False))
-            whole = json.loads(arrays.pop(0).tobytes())
-            if whole["format"] != FORMAT:
-                raise ValueError(f"it is of format '{whole['format']}'")
-            found = _rich(whole["content"], arrays)
-        except (ValueError, LookupError, TypeError, EOFError, OSError) as fault:
+            begin = content.index(b"\n") + 1
+            header = json.loads(content[:begin])
+            if header["format"] != FORMAT:
+                raise ValueError(f"it is of format '{header['format']}'")
+            arrays = []
+            for descr, shape in header["arrays"]:
+                arrays.append(np.zeros(shape, descr_to_dtype(descr)))
+                raw = _raw(arrays[-1])
+                raw[...] = np.frombuffer(content, np.uint8)[begin : begin + len(raw)]
+                begin += len(raw)
+            found = _rich(header["content"], arrays)
+        except (ValueError, LookupError, TypeError) as fault:
             raise InputError("snapshot", f"cannot be read ({fault})", "Give what Snapshot.to_bytes returned") from fault
         if not isinstance(found, cls):
             raise InputError("snapshot", "holds no state", "Give what Snapshot.to_bytes returned")
         return found
+
+
+def _raw(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """The bytes of an array, flat."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _tidy(array: NDArray[Any]) -> NDArray[Any]:
+    """The array, with zeros in gaps between the fields of its records: numpy leaves there what it likes."""
+    names = array.dtype.names or ()
+    if not names or array.dtype.itemsize == sum(array.dtype[name].itemsize for name in names):
+        return array
+    tidy = np.zeros(array.shape, array.dtype)  # zeros_like would leave the gaps
+    for name in names:
+        tidy[name] = array[name]
+    return tidy
 
 
 def _plain(value: Any, arrays: list[NDArray[Any]]) -> Any:
@@ -124,7 +143,7 @@ def fingerprint(*parts: Any) -> str:
     for part in parts:
         whole = part if isinstance(part, np.ndarray) else np.frombuffer(repr(part).encode(), np.uint8)
         digest.update(f"{whole.dtype.descr}{whole.shape}".encode())
-        digest.update(np.ascontiguousarray(whole).tobytes())
+        digest.update(_raw(whole).tobytes())
     return digest.hexdigest()
 
 

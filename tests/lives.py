@@ -18,6 +18,7 @@ SMALL, OTHER, LARGE = "Llama-3.1-8B", "Qwen3-8B", "Llama-3.1-70B"
 MODELS = (SMALL, OTHER, LARGE)
 SPEC = {
     "models": MODELS,
+    "gateway": {"on_failure": "restart"},
     "rows": [
         {
             "racks": [

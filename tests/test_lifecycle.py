@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from llmcluster.simulator.cluster import Cluster
 from llmcluster.simulator.errors import InputError
 from llmcluster.simulator.faults import RandomFault
+from llmcluster.simulator.kernels.prefix import clear_cache
 from llmcluster.simulator.kernels.state import (
     DRAINING,
     EMPTY,
@@ -106,7 +108,7 @@ def test_slots_that_fail_together_do_not_hand_requests_to_one_another() -> None:
     assert [t.time_ps for t in world.lifecycle.transitions] == [to_ps(2)] * 2
     assert world.drain()
     ready_ps = min(t.time_ps for t in world.lifecycle.transitions if t.status == SERVING)
-    assert world.engine.requests["admit_ps"].min() == ready_ps
+    assert world.engine.requests["first_token_ps"].min() > ready_ps
 
 
 def test_a_load_a_drain_and_a_sleep_end_with_the_failure() -> None:
@@ -155,13 +157,12 @@ def test_requests_are_evicted_when_all_that_fail_have_failed() -> None:
     """Else a router might hand them to the next one that is about to fail."""
     world, seen = quiet(), []
     slots = world.engine.slots
-    kv_blocks = world.engine.deployments["kv_blocks"]
 
     def evict(slot: int) -> None:
         seen.append((slot, slots["status"].tolist()))
 
     rng = np.random.default_rng(0)
-    life = Lifecycle(world.agenda, slots, PLAN.deployments, PLAN.index, rng, kv_blocks, evict)
+    life = Lifecycle(world.agenda, slots, PLAN.deployments, PLAN.index, rng, partial(clear_cache, world.engine), evict)
     life.fail(0, 1, 3, repair_ps=10)
     life.fail(1, 2, repair_ps=20)
     together = [FAILED, FAILED, SLEEPING, FAILED]
