@@ -45,6 +45,11 @@ class History:
             bins[name][cells] = 0
         self._length = until_s
 
+    @property
+    def records(self) -> Records:
+        """All columns of the seconds recorded, (seconds, slots) BIN; a view."""
+        return self._record[: self._length]
+
     def column(self, name: str, last_s: int | None = None) -> NDArray[Any]:
         """A column of the record.
 
