@@ -45,11 +45,6 @@ class History:
             bins[name][cells] = 0
         self._length = until_s
 
-    @property
-    def records(self) -> Records:
-        """All columns of the seconds recorded, (seconds, slots) BIN; a view."""
-        return self._record[: self._length]
-
     def column(self, name: str, last_s: int | None = None) -> NDArray[Any]:
         """A column of the record.
 
@@ -65,3 +60,8 @@ class History:
         column: NDArray[Any] = self._status if name == "status" else self._record[name]
         first = 0 if last_s is None else max(0, self._length - last_s)
         return column[first : self._length]
+
+    @property
+    def records(self) -> Records:
+        """All columns of the seconds recorded, (seconds, slots) BIN; a view."""
+        return self._record[: self._length]
