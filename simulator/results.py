@@ -16,8 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import InputError
 from .files import whole
-from .history import ADDED_UP
-from .kernels.state import BIN, REQUEST, REQUEST_STATUS_NAMES, STATUS_NAMES, Records
+from .kernels.state import BIN, J_PER_UNIT, REQUEST, REQUEST_STATUS_NAMES, STATUS_NAMES, Records
 from .metrics import SloLimits, within
 
 ROW_GROUP = 262_144
@@ -34,6 +33,8 @@ WHOLE_NUMBERS = {
     "preemptions": ("preemptions", np.int32),
 }
 """Columns taken from the engine's records as they are: its name of each, and the type to keep."""
+ADDED_UP = ("energy_j", "prompt_tokens", "output_tokens")
+"""Columns of a slot's seconds that add up over time."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,17 @@ def slot_columns(
         "slot": _named(np.tile(np.arange(slots), len(starts)), names.slots),
         "status": _named(status[ends - 1].ravel(), STATUS_NAMES),
     }
-    for name in BIN.names or ():
-        column = np.ascontiguousarray(bins[name])
-        if every_s > 1:
-            column = np.add.reduceat(column, starts, axis=0) if len(bins) else column
-            column = column if name in ADDED_UP else column / (ends - starts)[:, None]
-        columns[name] = column.ravel()
+    for name in ("energy_j", *(name for name in BIN.names or () if name != "energy")):
+        column = bins["energy"] * J_PER_UNIT if name == "energy_j" else np.ascontiguousarray(bins[name])
+        columns[name] = (column if every_s == 1 else _gathered(name, column, starts, ends)).ravel()
     return columns
+
+
+def _gathered(name: str, column: NDArray[Any], starts: NDArray[Any], ends: NDArray[Any]) -> NDArray[Any]:
+    """Sums or means of a column (seconds, R) over intervals."""
+    wide = column.astype(np.int64 if np.issubdtype(column.dtype, np.integer) else np.float64)
+    sums = np.add.reduceat(wide, starts, axis=0) if len(starts) else wide
+    return sums if name in ADDED_UP else sums / (ends - starts)[:, None]
 
 
 class ResultsWriter:

@@ -49,6 +49,8 @@ def test_the_engine_is_timed_on_the_whole_workload(trace: Trace) -> None:
     assert result["wall_s"] == min(result["wall_s_rounds"]) > 0
     assert len(result["wall_s_rounds"]) == result["rounds"] == 2
     assert result["requests_per_s"] == pytest.approx(result["requests"] / result["wall_s"])
+    assert result["events_per_s"] == pytest.approx(result["events"] / result["wall_s"])
+    assert result["events"] > result["requests"]  # they come one by one, each with a prefill and decodes
     assert result["simulated_s_per_s"] == pytest.approx(result["simulated_s"] / result["wall_s"])
     assert 3 * 119.5 / 2 < result["simulated_s"] < 3 * 120 / 2 + 30
     assert 0 < result["busy_slot_s"] <= 3 * result["simulated_s"]

@@ -22,7 +22,7 @@ from llmcluster.simulator.results import Names, ResultsWriter
 SLOTS, MODELS, CLASSES = ("s0", "s1", "s2"), ("m0", "m1"), ("fast", "slow")
 NAMES = Names(SLOTS, MODELS, CLASSES)
 LIMITS = SloLimits(np.array([10, 1000]), np.array([5, 50]))
-SUMMED = {"energy_j", "prompt_tokens", "output_tokens"}
+SUMMED = {"prompt_tokens", "output_tokens"}
 
 
 def records(n: int, rng: np.random.Generator) -> Any:
@@ -40,6 +40,8 @@ def bins(seconds: int, rng: np.random.Generator) -> Any:
     cells = np.zeros((seconds, 3), BIN)
     for name in BIN.names or ():
         cells[name] = rng.integers(0, 100, cells.shape)
+    cells["energy"] = rng.integers(0, 700 * 10**14, cells.shape)
+    cells["prompt_tokens"] = rng.integers(0, 2**31, cells.shape)
     return cells
 
 
@@ -88,9 +90,10 @@ def test_seconds_add_up_or_are_means(
         covered = cells[interval : interval + every_s, slot]
         assert (row["second"], row["slot"]) == (interval, SLOTS[slot])
         assert row["status"] == STATUS_NAMES[status[interval : interval + every_s, slot][-1]]
-        for name in BIN.names or ():
-            expected = covered[name].sum() if name in SUMMED else covered[name].mean()
-            assert row[name] == pytest.approx(expected, rel=1e-12), name
+        assert row["energy_j"] == pytest.approx(covered["energy"].sum() * 1e-14, rel=1e-12)
+        for name in set(BIN.names or ()) - {"energy"}:
+            column = covered[name].astype(float)
+            assert row[name] == pytest.approx(column.sum() if name in SUMMED else column.mean(), rel=1e-12), name
 
 
 def test_met_slo_takes_both_limits_of_the_class(tmp_path: Path) -> None:

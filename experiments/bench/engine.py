@@ -57,6 +57,7 @@ def measure(setup: Setup, requests: RequestTable, rounds: int, tick: Callable[[]
         "wall_s_rounds": wall_s,
         "cpu_s": min(cost.cpu_s for cost in costs),
         "requests_per_s": len(requests) / best_s,
+        "events_per_s": cluster.events / best_s,
         "simulated_s_per_s": len(cluster.history) / best_s,
     }
 
@@ -72,6 +73,7 @@ def _outcome(cluster: Cluster) -> dict[str, Any]:
         "preemptions": int(rows["preemptions"].sum()),
         "energy_j": float(history.column("energy_j").sum()),
         "simulated_s": len(history),
+        "events": cluster.events,
         "busy_slot_s": int((history.column("prompt_tokens") + history.column("output_tokens") > 0).sum()),
     }
 

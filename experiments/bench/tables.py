@@ -18,6 +18,7 @@ def print_engine(result: dict[str, Any], console: Console) -> None:
     )
     rows = (
         ("requests per second", f"{result['requests_per_s']:,.0f}"),
+        ("events per second", f"{result['events_per_s']:,.0f}"),
         ("simulated seconds per second", f"{result['simulated_s_per_s']:,.0f}"),
         ("best of rounds", f"{result['wall_s']:.3f} s"),
         ("median of rounds", f"{result['wall_s_median']:.3f} s"),
