@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from llmcluster.experiments.bench import engine, scaling
+from llmcluster.experiments.bench import engine, scaling, setup
 from llmcluster.experiments.bench.compilation import cold_compile_s, compile_s
 from llmcluster.experiments.bench.day import Day, simulate_day, simulate_server
 from llmcluster.experiments.bench.setup import Setup
@@ -142,6 +142,13 @@ def test_what_cannot_be_timed_is_refused(trace: Trace, arguments: tuple[str, ...
         raise bench("engine", "--workload", trace(ROWS), *arguments).exception or AssertionError
     with pytest.raises(InputError, match="holds no requests"):
         engine.measure(Setup(), RequestTable.from_columns([], [], []), 1, nothing)
+
+
+def test_a_cluster_that_falls_behind_is_not_called_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "DRAIN_S", 1.0)
+    table = RequestTable.from_columns([0, 1], [100, 100], [5, 50_000])
+    with pytest.raises(InputError, match=r"1 requests are still there .* add replicas"):
+        engine.measure(Setup(), table, 1, nothing)
 
 
 @pytest.mark.parametrize(("replicas", "tp", "servers"), [(8, 1, [8]), (11, 1, [8, 3]), (3, 1, [3]), (9, 2, [4, 4, 1])])

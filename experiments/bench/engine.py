@@ -35,7 +35,7 @@ def measure(setup: Setup, requests: RequestTable, rounds: int, tick: Callable[[]
         What was simulated and how fast, as plain values.
 
     Raises:
-        InputError: There are no requests, or the cluster does not hold.
+        InputError: There are no requests, the cluster does not hold, or it does not get through them.
     """
     if not len(requests):
         raise InputError("workload", "holds no requests", "Give a trace with at least one")
@@ -47,6 +47,10 @@ def measure(setup: Setup, requests: RequestTable, rounds: int, tick: Callable[[]
         costs.append(play(cluster, int(requests.arrival_ps[-1])))
         tick()
     assert cluster is not None
+    if not cluster.finished:
+        left = len(requests) - len(cluster.done)
+        remedy = "Lower the rate factor, add replicas, or take another router"
+        raise InputError("workload", f"{left:,} requests are still there a day after the last arrival", remedy)
     wall_s = [cost.wall_s for cost in costs]
     best_s = min(wall_s)
     return {
