@@ -107,6 +107,13 @@ def test_lines_are_fitted_exactly_where_there_is_one() -> None:
     assert abs(slope) < 0.03 and intercept == pytest.approx(1, abs=0.1)
 
 
+def test_costs_are_not_negative() -> None:
+    n, busy = np.array([1.0, 2.0, 4.0, 8.0]), np.array([3.0, 1.0, 4.0, 1.0])
+    assert scaling._fit_costs(2 * n + 3 * busy, n, busy) == pytest.approx((2, 3, 0), abs=1e-9)
+    *costs, residual = scaling._fit_costs(2 * n - 0.1 * busy, n, busy)
+    assert costs[1] == 0 and costs[0] == pytest.approx(2, rel=0.1) and residual > 0.01
+
+
 def test_the_profile_accounts_for_the_time() -> None:
     n = 3000
     table = RequestTable.from_columns(np.arange(n) * 10**11, np.full(n, 100), np.full(n, 20))

@@ -53,8 +53,8 @@ def scaling(setup: Setup, requests: RequestTable, rounds: int, tick: Callable[[]
     Returns:
         ``runs``; ``per_request``: the line of the time against the requests; ``per_output_token``: that of the time per
         request against the output tokens per request; ``per_slot_second``: least squares of all times on requests and
-        on the seconds of slots that worked and that did not, without intercept. Residuals are root mean squares
-        relative to the values.
+        on the seconds of slots that worked and that did not, none of which can cost less than nothing. Residuals are
+        root mean squares relative to the values.
     """
     made = []
     for series, name, table in runs(requests):
@@ -66,7 +66,7 @@ def scaling(setup: Setup, requests: RequestTable, rounds: int, tick: Callable[[]
     of_sizes, of_outputs = slice(0, len(sizes)), slice(len(sizes), None)
     line = _fit(cpu_s[of_sizes], n[of_sizes], np.ones(len(sizes)))
     by_tokens = _fit((cpu_s / n)[of_outputs], (tokens / n)[of_outputs], np.ones(len(outputs)))
-    every = _fit(cpu_s, n, busy, idle)
+    every = _fit_costs(cpu_s, n, busy, idle)
     return {
         "runs": made,
         "per_request": {"slope_s": line[0], "intercept_s": line[1], "residual": line[2]},
@@ -85,3 +85,14 @@ def _fit(values: NDArray[np.float64], *columns: NDArray[np.float64]) -> tuple[fl
     found = np.linalg.lstsq(weighted, np.ones(len(values)), rcond=None)[0]
     residual = float(np.sqrt(np.mean((weighted @ found - 1) ** 2)))
     return (*map(float, found), residual)
+
+
+def _fit_costs(values: NDArray[np.float64], *columns: NDArray[np.float64]) -> tuple[float, ...]:
+    """The same with coefficients of at least 0: a column that the runs do not tell from the others gets 0."""
+    kept = list(range(len(columns)))
+    while True:
+        *found, residual = _fit(values, *(columns[i] for i in kept))
+        if min(found) >= 0 or len(kept) == 1:
+            costs = dict(zip(kept, found, strict=True))
+            return (*(costs.get(i, 0.0) for i in range(len(columns))), residual)
+        kept.pop(int(np.argmin(found)))
