@@ -63,3 +63,8 @@ class History:
             return self._status[first : self._length]
         record = self._record[first : self._length]
         return record["energy"] * J_PER_UNIT if name == "energy_j" else record[name]
+
+    @property
+    def records(self) -> Records:
+        """All columns of the seconds recorded, (seconds, slots) BIN; a view."""
+        return self._record[: self._length]
