@@ -180,6 +180,10 @@ class Engine(NamedTuple):
         words = np.array(numbers, np.int64)
         return cls(**arrays, words=words, address=words.ctypes.data)
 
+    def having(self, **arrays: Any) -> Engine:
+        """The engine with some arrays in place of its own; the others are shared."""
+        return Engine.of({name: getattr(self, name) for name in ARRAYS} | arrays)
+
 
 _INT, _REAL = np.dtype(np.int64), np.dtype(np.float64)
 ARRAYS = {

@@ -65,14 +65,8 @@ def merge(tables: Sequence[RequestTable]) -> RequestTable:
     joined = concatenate(tables)
     if len(tables) == 1:
         return joined
-    columns: dict[str, Any] = {name: getattr(joined, name) for name in COLUMNS}
-    columns["session"] = np.concatenate(_distinct_sessions(tables))
-    order = np.argsort(joined.arrival_ps, kind="stable")
-    rows: dict[str, Any] = {name: column[order] for name, column in columns.items()}
-    length = np.diff(joined.prefix_offset)[order]
-    offset = np.concatenate([[0], np.cumsum(length)])
-    gather = np.repeat(joined.prefix_offset[:-1][order] - offset[:-1], length) + np.arange(offset[-1])
-    return replace(joined, **rows, prefix_offset=offset, prefix_hash=joined.prefix_hash[gather])
+    distinct = replace(joined, session=np.concatenate(_distinct_sessions(tables)))
+    return distinct.take(np.argsort(joined.arrival_ps, kind="stable"))
 
 
 def repeat(table: RequestTable, times: int) -> RequestTable:

@@ -168,6 +168,18 @@ class RequestTable:
             prefix_hash=self.prefix_hash[offset[0] : offset[-1]],
         )
 
+    def take(self, rows: NDArray[np.integer[Any]]) -> RequestTable:
+        """The requests of these rows, in this order."""
+        length = np.diff(self.prefix_offset)[rows]
+        offset = np.concatenate([[0], np.cumsum(length)])
+        gather = np.repeat(self.prefix_offset[:-1][rows] - offset[:-1], length) + np.arange(offset[-1])
+        return replace(
+            self,
+            **{name: getattr(self, name)[rows] for name in COLUMNS},
+            prefix_offset=offset,
+            prefix_hash=self.prefix_hash[gather],
+        )
+
     def between(self, start_ps: int, stop_ps: int) -> RequestTable:
         """The requests that arrive in ``[start_ps, stop_ps)``, with time counted from ``start_ps``."""
         first, last = np.searchsorted(self.arrival_ps, [start_ps, stop_ps])
