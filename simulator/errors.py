@@ -17,3 +17,7 @@ class InputError(ValueError):
     def __init__(self, where: str, problem: str, remedy: str) -> None:
         self.where, self.problem, self.remedy = where, problem, remedy
         super().__init__(f"{where}: {problem}. {remedy}")
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str]]:
+        """Lets the error pass from one process to another."""
+        return type(self), (self.where, self.problem, self.remedy)

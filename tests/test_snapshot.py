@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from llmcluster.simulator.cluster import Blueprint, Cluster
 from llmcluster.simulator.errors import InputError
 from llmcluster.simulator.faults import ScheduledFault
-from llmcluster.simulator.kernels.state import BIN, REQUEST
+from llmcluster.simulator.kernels.state import BIN, FINISHED, REQUEST
 from llmcluster.simulator.snapshot import Snapshot, copied, fingerprint, generator_from, generator_state, overwrite
 from llmcluster.simulator.topology import ClusterSpec
 from llmcluster.simulator.units import to_ps
+from llmcluster.simulator.workload.table import RequestTable
 from llmcluster.tests.lives import FAULTS, LIVES, PLAN, SPEC, cluster, play, requests
 
 # -------------------------------------------------------------------------------------------------------- the container
@@ -180,6 +181,29 @@ def test_copies_and_pickles_of_a_cluster_run_on_alike_and_apart(before: Any, aft
     others = [copy.deepcopy(world), pickle.loads(pickle.dumps(world))]
     expected = run_on(world, after)
     assert [run_on(other, after) for other in others] == [expected] * 2
+
+
+def test_a_chunk_of_an_endless_workload_goes_on_after_a_failure_and_a_restore() -> None:
+    """What acts on the engine later acts on the one that has taken its place."""
+    first, second = (RequestTable.from_columns([to_ps(t)] * 40, [500] * 40, [1500] * 40) for t in (0, 6))
+    world = Cluster(PLAN, first, np.random.default_rng(0), 8, FAULTS)
+    world.advance(to_ps(5))
+    before = world.save_state()
+    world.history.release()
+    world.follow_with(second)
+    with pytest.raises(InputError, match="taken of something else"):
+        world.restore_state(before)
+    world.advance(to_ps(7))
+    world.fail(0, 1, repair_s=3)
+    assert world.held_at_gateway == len(world.requests) - len(world.done) > 40
+    snapshot = world.save_state()
+    assert world.drain()
+    assert (world.engine.requests["status"] == FINISHED).all()
+    expected = world.save_state().to_bytes()
+    other = Cluster(PLAN, world.requests, np.random.default_rng(5), 8, FAULTS)
+    for again in (world, other):
+        again.restore_state(snapshot)
+        assert again.drain() and again.save_state().to_bytes() == expected
 
 
 def in_another_process(source: str, target: str) -> None:
