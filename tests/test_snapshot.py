@@ -126,7 +126,7 @@ def run_on(world: Cluster, life: list[Any]) -> bytes:
     return world.save_state().to_bytes()
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(LIVES, LIVES, LIVES, st.integers(0, 9))
 def test_from_any_point_the_future_is_the_same(before: Any, after: Any, aside: Any, seed: int) -> None:
     """In the same cluster after going another way, and, by bytes, in a fresh one."""
