@@ -33,6 +33,7 @@ from .kernels.state import (
     C_UNIT_TOKENS,
     CLOCK,
     EMPTY,
+    EXTERNAL,
     FAILURE_POLICIES,
     MIXED,
     ROLE_NAMES,
@@ -47,6 +48,7 @@ from .kernels.state import (
     allocate,
 )
 from .lifecycle import Lifecycle
+from .routing import Router, advance_with
 from .rows import rows_of
 from .topology import ClusterSpec, Slot, lay_out
 from .units import PS_PER_S, to_ps
@@ -130,6 +132,7 @@ class Cluster:
         by_priority = blueprint.spec.engine.scheduling_policy == "priority"
         self._priorities = np.unique(requests.priority) if by_priority else None
         self.engine = _start(blueprint, requests, self._priorities)
+        self._router: Router | None = None
         self._note_coupling()
         self.history = History(len(blueprint.slots), expected_s)
         life_rng, route_rng = rng.spawn(2)
@@ -188,8 +191,12 @@ class Cluster:
         """Whether every request has left."""
         return len(self.done) == len(self.requests)
 
-    def route(self, weight: ArrayLike, router: str | None = None) -> None:
+    def route(self, weight: ArrayLike, router: str | Router | None = None) -> None:
         """Sets the routing weight of each slot (R,), not negative, and the router.
+
+        Args:
+            weight: The weights.
+            router: One of ``ROUTER_NAMES``, or an object that is asked for every request; by default as it is.
 
         Raises:
             InputError: A weight is negative or no number, or the router is unknown.
@@ -201,9 +208,12 @@ class Cluster:
             )
         self.engine.slots["route_weight"] = weights
         if router is not None:
-            if router not in ROUTER_NAMES:
-                raise InputError("router", f"'{router}' is unknown", f"Use one of {', '.join(ROUTER_NAMES)}")
-            self.engine.cursor[C_ROUTER] = ROUTER_NAMES.index(router)
+            self._router = None if isinstance(router, str) else router
+            name = router if isinstance(router, str) else ROUTER_NAMES[EXTERNAL]
+            if name not in ROUTER_NAMES or (name == ROUTER_NAMES[EXTERNAL] and self._router is None):
+                known = ", ".join(ROUTER_NAMES[:EXTERNAL])
+                raise InputError("router", f"'{name}' is unknown", f"Use one of {known}, or an object")
+            self.engine.cursor[C_ROUTER] = ROUTER_NAMES.index(name)
             self._note_coupling()
 
     def limit(self, in_flight: ArrayLike) -> None:
@@ -250,17 +260,33 @@ class Cluster:
     def advance(self, until_ps: int) -> None:
         """Runs to ``until_ps``; SimPy is entered only where one of its events is due."""
         while self._now_ps < until_ps:
-            due = self.world.peek()
-            stop = int(min(until_ps, due if due > self._now_ps else self._now_ps, self._now_ps + CHUNK_PS))
+            stop = self.next_stop(until_ps)
             if stop > self._now_ps:
-                kernels.advance(self.engine, stop, True)
-                self._now_ps = stop
-                status = self.engine.slots["status"]
-                self.history.take(self.engine.bins, stop // PS_PER_S, status)
-                if len(self.history):
-                    self._update_inlets(self.history.column("energy_j", 1)[0])
-            if due <= self._now_ps:
-                self._enter_simpy(self._now_ps)
+                if self._router is None:
+                    kernels.advance(self.engine, stop, True)
+                else:
+                    advance_with(self, self._router, stop)
+            self.take_stock(stop)
+
+    def next_stop(self, until_ps: int) -> int:
+        """Time to which the engine alone can go on the way to ``until_ps``."""
+        due = self.world.peek()
+        return int(min(until_ps, max(due, self._now_ps), self._now_ps + CHUNK_PS))
+
+    def take_stock(self, now_ps: int) -> None:
+        """Records what the engine has done up to ``now_ps`` and lets SimPy do what is due."""
+        if now_ps > self._now_ps:
+            self._now_ps = now_ps
+            self.history.take(self.engine.bins, now_ps // PS_PER_S, self.engine.slots["status"])
+            if len(self.history):
+                self._update_inlets(self.history.column("energy_j", 1)[0])
+        if self.world.peek() <= now_ps:
+            self._enter_simpy(now_ps)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether compiled code alone runs the engine, so that it can be run together with others."""
+        return self._router is None
 
     def follow_with(self, requests: RequestTable) -> NDArray[np.int64]:
         """Appends requests that arrive from now on, and forgets those that have left: for workloads without end.
