@@ -1,0 +1,102 @@
+"""Which slots can take a request, and which of them does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ..errors import InputError
+from ._state import (
+    C_ROUTER,
+    C_SEED,
+    DECODE,
+    EXTERNAL,
+    LEAST_OUTSTANDING,
+    POWER_OF_TWO,
+    PREFILL,
+    ROUND_ROBIN,
+    SERVING,
+    Engine,
+    Records,
+)
+from .replica import Replica
+from .request import Request
+from .routers import least_outstanding, power_of_two, prefix_affinity, round_robin
+
+RouterObject = Callable[[int, list[int]], int]
+ANY_MODEL = -1
+HOLD = -1
+
+
+class Routing:
+    """Chooses slots for requests.
+
+    Args:
+        engine: The arrays that others read.
+        replicas: All slots.
+
+    Attributes:
+        router: Asked for each request under the router EXTERNAL.
+    """
+
+    def __init__(self, engine: Engine, replicas: Sequence[Replica]) -> None:
+        self._engine, self._replicas = engine, replicas
+        self._decisions = 0
+        self.router: RouterObject | None = None
+
+    def with_room(self, request: Request) -> list[Replica]:
+        """Slots that take requests of its model in its phase, whether it fits or not."""
+        other_phase = PREFILL if request.transferred else DECODE
+        return [
+            replica
+            for replica in self._replicas
+            if replica.control.status == SERVING
+            and replica.control.role != other_phase
+            and replica.outstanding < replica.control.limit
+            and (request.model == ANY_MODEL or request.model == self._deployment(replica)["model"])
+        ]
+
+    def choose(self, request: Request) -> Replica | None:
+        """The slot for a request; None if there is no candidate, or the router object wants to hold it."""
+        candidates = [replica for replica in self.with_room(request) if self._fits(replica, request)]
+        if not candidates:
+            return None
+        # Weights steer, they never strand a request: if all are zero, they count as equal.
+        weighted = [replica for replica in candidates if replica.control.route_weight > 0]
+        if weighted:
+            return self._decide(request, weighted, [replica.control.route_weight for replica in weighted])
+        return self._decide(request, candidates, [1.0] * len(candidates))
+
+    def _deployment(self, replica: Replica) -> Records:
+        return self._engine.deployments[replica.control.deployment]
+
+    def _fits(self, replica: Replica, request: Request) -> bool:
+        """Whether its KV cache and its model's context can hold a request to its end."""
+        record, tokens = self._deployment(replica), request.prompt + request.output
+        room = (record["kv_blocks"] - record["watermark"]) * record["block_size"]
+        return bool(tokens <= room and tokens <= record["max_model_len"])
+
+    def _decide(self, request: Request, candidates: list[Replica], weights: list[float]) -> Replica | None:
+        self._decisions += 1
+        router = self._engine.cursor[C_ROUTER]
+        if router == EXTERNAL:
+            return self._ask(request, candidates)
+        if router == ROUND_ROBIN:
+            return round_robin(candidates, weights)
+        if router == LEAST_OUTSTANDING:
+            return least_outstanding(candidates, weights)
+        if router == POWER_OF_TWO:
+            return power_of_two(candidates, weights, int(self._engine.cursor[C_SEED]) + self._decisions)
+        return prefix_affinity(candidates, weights, request)
+
+    def _ask(self, request: Request, candidates: list[Replica]) -> Replica | None:
+        if self.router is None:
+            raise InputError("router", "no router object is set", "Set one, or choose a built-in router")
+        for replica in self._replicas:
+            replica.publish()  # it may want to look
+        slots = [replica.slot for replica in candidates]
+        answer = self.router(request.row, slots)
+        if answer == HOLD:
+            return None
+        if answer not in slots:
+            raise InputError("router", f"{answer} is none of {slots}", "Return a candidate, or -1 to hold the request")
+        return self._replicas[answer]
