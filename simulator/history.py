@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .kernels.state import BIN, BINS, Records
-
-ADDED_UP = ("energy_j", "prompt_tokens", "output_tokens")
+from .kernels.state import BIN, BINS, J_PER_UNIT, Records
 
 
 class History:
@@ -38,25 +36,30 @@ class History:
             more = max(until_s, 2 * len(self._record)) - len(self._record)
             self._record = np.pad(self._record, ((0, more), (0, 0)))
             self._status = np.pad(self._status, ((0, more), (0, 0)))
-        cells = np.arange(first, until_s) % BINS
-        self._record[first:until_s] = bins[cells]
         self._status[first:until_s] = status
-        for name in ADDED_UP:
-            bins[name][cells] = 0
+        while first < until_s:
+            cell = first % BINS
+            stop = min(until_s, first - cell + BINS)
+            taken = bins[cell : cell + stop - first]
+            self._record[first:stop] = taken
+            taken.fill(0)
+            first = stop
         self._length = until_s
 
     def column(self, name: str, last_s: int | None = None) -> NDArray[Any]:
         """A column of the record.
 
         Args:
-            name: One of the engine's bin columns: ``energy_j`` (J in that second, so also the mean W), ``metered_w``,
-                ``temperature_c``, ``clock_ratio``, ``running``, ``waiting``, ``kv_used``, ``prompt_tokens``,
-                ``output_tokens``; or ``status``.
+            name: One of the engine's bin columns: ``energy_j`` (J in that second, so also the mean W), ``energy`` (the
+                same exactly, in units of 1e-14 J), ``metered_w``, ``temperature_c``, ``clock_ratio``, ``running``,
+                ``waiting``, ``kv_used``, ``prompt_tokens``, ``output_tokens``; or ``status``.
             last_s: Only the last so many seconds.
 
         Returns:
-            Array (seconds, slots), a view.
+            Array (seconds, slots).
         """
-        column: NDArray[Any] = self._status if name == "status" else self._record[name]
         first = 0 if last_s is None else max(0, self._length - last_s)
-        return column[first : self._length]
+        if name == "status":
+            return self._status[first : self._length]
+        record = self._record[first : self._length]
+        return record["energy"] * J_PER_UNIT if name == "energy_j" else record[name]
