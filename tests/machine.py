@@ -9,7 +9,8 @@ from typing import Protocol
 import numpy as np
 
 from llmcluster.simulator.kernels import cluster as kernels
-from llmcluster.simulator.reference._state import (
+from llmcluster.simulator.kernels.prefix import clear_cache
+from llmcluster.simulator.kernels.state import (
     C_BACKOFF_PS,
     C_BOUNDED,
     C_COUPLED,
@@ -76,6 +77,10 @@ class Machine:
     resume_c: float = 900.0
 
     @property
+    def max_tokens(self) -> int:
+        return min(self.max_model_len, (self.kv_blocks - self.watermark) * self.block_size)
+
+    @property
     def full_power_w(self) -> float:
         return self.idle_w + self.active_w + self.compute_w + self.memory_w
 
@@ -124,8 +129,9 @@ def tables(machines: Sequence[Machine]) -> Tables:
     """The physics; ladders must be of one length."""
     records = np.zeros(len(machines), DEPLOYMENT)
     for name in DEPLOYMENT.names or ():
-        if not name.endswith("_cw"):
+        if hasattr(machines[0], name):
             records[name] = [getattr(m, name) for m in machines]
+    records["block_shift"] = [m.block_size.bit_length() - 1 for m in machines]
     for name in ("off", "idle", "memory"):
         records[f"{name}_cw"] = [round(getattr(m, f"{name}_w") * 100) for m in machines]
     tokens = np.arange(max(m.max_batched_tokens for m in machines) + 1)
@@ -225,9 +231,7 @@ class Compiled:
         kernels.evict(self.engine, slot, int(self.engine.cursor[C_NOW]))
 
     def clear(self, slot: int) -> None:
-        kernels.clear_cache(self.engine, slot)
+        clear_cache(self.engine, slot)
 
 
-ENGINES: dict[str, Factory] = {"reference": ReferenceEngine}
-if hasattr(kernels, "evict"):  # the compiled engine does not follow docs/engine.md yet
-    ENGINES["compiled"] = Compiled
+ENGINES: dict[str, Factory] = {"compiled": Compiled, "reference": ReferenceEngine}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llmcluster.simulator.errors import InputError
-from llmcluster.simulator.reference._state import (
+from llmcluster.simulator.kernels.state import (
     AT_GATEWAY,
     C_GATEWAY_COUNT,
     C_LIMITED,
@@ -214,8 +214,8 @@ def test_a_closed_loop_client_answers_after_its_think_time(make: Factory) -> Non
     [
         # The second, alone on slot 1, decodes and reads 5 and 6: 20, 21.
         (FAIL, [LOST, FINISHED, LOST], {1: (0, 18, 59)}),
-        # Only the third has streamed nothing. At 38 slot 1 decodes, reading 6, and computes 4: 10 + max(10, 11); then it
-        # decodes the third and reads 5 and 6. That one had been admitted before.
+        # Only the third has streamed nothing. At 38 slot 1 decodes, reading 6, and computes 4: 10 + max(10, 11); then
+        # it decodes the third and reads 5 and 6. That one had been admitted before.
         (RETRY, [LOST, FINISHED, FINISHED], {1: (0, 18, 59), 2: (18, 59, 59 + 20 + 21)}),
         # At 38 slot 1 decodes and computes 8: 10 + max(18, 11), the third token of the second. The other two decode and
         # read 10 and 12: 25, 27.
@@ -255,7 +255,7 @@ def test_a_failed_slot_serves_again_once_it_is_repaired(make: Factory) -> None:
     driver.advance(END)
     # Both at once: 10 + 16. The first had been admitted before; an iteration lost has no end that could land.
     assert [ms(engine, row) for row in range(2)] == [(0, 76, 76), (50, 76, 76)]
-    # 10 of 18 ms of 150 W · 18 + 200 W · 8 + 50 W · 5 ms; nothing for 40 ms; 150 W · 26 + 200 W · 16 + 50 W · 5 ms; rest.
+    # 10 of 18 ms of 150 W · 18 + 200 W · 8 + 50 W · 5 ms; nothing for 40 ms; 150 W · 26 + 200 W · 16 + 50 W · 5 ms.
     first = np.floor(4550 * W_MS * (10 / 18))
     assert engine.bins["energy"][0, 0] == first + (3900 + 3200 + 250) * W_MS + 50 * J - 50 * 76 * W_MS
     assert engine.bins["prompt_tokens"][0, 0] == 8
@@ -286,8 +286,8 @@ def test_a_transferred_request_that_is_preempted_is_recomputed_where_it_is(make:
     engine = build([replace(machine, kv_blocks=100), machine], [call(0, 2, 3), call(0, 1, 3)], role=[PREFILL, DECODE])
     make(engine).advance(END)
     # 10 + max(6, 5) for both prompts. A picosecond later both are at the decode slot, 3 and 2 blocks: 10 + max(4, 5),
-    # to 31 ms and 1 ps. Now each needs a block: the second goes. The first has its third token 15 later. Then the second
-    # computes its 1 + 2 tokens anew: 10 + max(6, 5), for its third.
+    # to 31 ms and 1 ps. Now each needs a block: the second goes. The first has its third token 15 later. Then the
+    # second computes its 1 + 2 tokens anew: 10 + max(6, 5), for its third.
     assert engine.requests["preemptions"].tolist() == [0, 1]
     assert engine.requests["finish_ps"].tolist() == [46 * MS + 1, 62 * MS + 1]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import simpy
 
-from ._state import (
+from ..kernels.state import (
     C_ARRIVAL,
     C_BACKOFF_PS,
     C_DONE,

@@ -8,7 +8,7 @@ from typing import Any
 
 import simpy
 
-from ._state import BIN_PS, C_GATEWAY_COUNT, C_NOW, Engine
+from ..kernels.state import BIN_PS, C_GATEWAY_COUNT, C_NOW, Engine
 from .gateway import Gateway
 from .meter import Control
 from .moments import CLOSE, CONTROL, World
@@ -33,6 +33,7 @@ class ReferenceEngine:
         self._gateway = Gateway(self._world, engine, observer or Observer())
         self._replicas = self._gateway.replicas
         self._world.process(self._seconds())
+        self._publish()
 
     @property
     def router(self) -> RouterObject | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import simpy
 
-from ._state import AT_GATEWAY, C_LIMITED, C_ON_FAILURE, FAIL, IN_TRANSFER, LOST, RETRY, TIMED_OUT, Engine
+from ..kernels.state import AT_GATEWAY, C_LIMITED, C_ON_FAILURE, FAIL, IN_TRANSFER, LOST, RETRY, TIMED_OUT, Engine
 from .clients import Clients
 from .meter import Control
 from .moments import SERVE, TIMER, World

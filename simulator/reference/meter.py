@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ._state import (
+from ..kernels.state import (
     BIN_PS,
     BINS,
     DRAINING,
@@ -121,7 +121,7 @@ class Meter:
         record, deployment = self._bin_before(edge_ps), self.control.deployment
         # A second's energy in joules is also its mean power in watts.
         mean_w = self._energy * J_PER_UNIT
-        record["energy"], record["energy_j"] = self._energy, mean_w
+        record["energy"] = self._energy
         record["prompt_tokens"], record["output_tokens"] = self._prompt_tokens, self._output_tokens
         self._energy = self._prompt_tokens = self._output_tokens = 0
         self._closed_ps = edge_ps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._state import Records
+from ..kernels.state import Records
 
 
 class Observer:

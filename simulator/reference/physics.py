@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ._state import CLOCK, COMPUTE, DECAY, FIXED, MEMORY, RESISTANCE, Engine
+from ..kernels.state import CLOCK, COMPUTE, DECAY, FIXED, MEMORY, RESISTANCE, Engine
 from .scheduler import Plan
 
 RUNNING, COMPUTING = 0, 1  # planes of Engine.watt

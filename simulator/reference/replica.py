@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import simpy
 
 from ..errors import InputError
-from ._state import (
+from ..kernels.state import (
     C_UNIT_TOKENS,
     CLOCK,
     DRAINING,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ._state import C_UNIT_TOKENS, Engine, Records
+from ..kernels.state import C_UNIT_TOKENS, Engine, Records
 from .block_pool import Unit
 
 

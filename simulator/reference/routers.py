@@ -52,7 +52,9 @@ def prefix_affinity(slots: Sequence[Replica], weights: Sequence[float], request:
     bounded = [
         i for i, slot in enumerate(slots) if slot.outstanding + 1 <= math.ceil(BALANCE * load * weights[i] / whole)
     ]
-    cached = [len(slots[i].scheduler.pool.find(request.hashes)) for i in bounded]
+    # A transferred prompt needs no cache.
+    wanted = [] if request.transferred else request.hashes
+    cached = [len(slots[i].scheduler.pool.find(wanted)) for i in bounded]
     return _least([i for i, units in zip(bounded, cached, strict=True) if units == max(cached)], slots, weights)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..errors import InputError
-from ._state import (
+from ..kernels.state import (
     C_ROUTER,
     C_SEED,
     DECODE,
@@ -57,7 +57,8 @@ class Routing:
 
     def choose(self, request: Request) -> Replica | None:
         """The slot for a request; None if there is no candidate, or the router object wants to hold it."""
-        candidates = [replica for replica in self.with_room(request) if self._fits(replica, request)]
+        tokens = request.prompt + request.output
+        candidates = [r for r in self.with_room(request) if tokens <= self._deployment(r)["max_tokens"]]
         if not candidates:
             return None
         # Weights steer, they never strand a request: if all are zero, they count as equal.
@@ -68,12 +69,6 @@ class Routing:
 
     def _deployment(self, replica: Replica) -> Records:
         return self._engine.deployments[replica.control.deployment]
-
-    def _fits(self, replica: Replica, request: Request) -> bool:
-        """Whether its KV cache and its model's context can hold a request to its end."""
-        record, tokens = self._deployment(replica), request.prompt + request.output
-        room = (record["kv_blocks"] - record["watermark"]) * record["block_size"]
-        return bool(tokens <= room and tokens <= record["max_model_len"])
 
     def _decide(self, request: Request, candidates: list[Replica], weights: list[float]) -> Replica | None:
         self._decisions += 1

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ._state import Records
+from ..kernels.state import Records
 from .block_pool import BlockPool, Unit
 from .request import Request
 
@@ -43,7 +43,7 @@ class Scheduler:
     def __init__(self, deployment: Records, unit_tokens: int) -> None:
         self._max_num_seqs = int(deployment["max_num_seqs"])
         self._max_batched_tokens = int(deployment["max_batched_tokens"])
-        self._block_size = int(deployment["block_size"])
+        self._block_size = 1 << int(deployment["block_shift"])
         self._watermark = int(deployment["watermark"])
         self._by_priority = bool(deployment["by_priority"])
         self._unit_tokens = unit_tokens
