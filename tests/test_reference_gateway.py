@@ -304,6 +304,19 @@ def test_what_a_prefill_slot_has_sent_on_survives_its_failure(make: Factory) -> 
     assert ms(engine, 0) == (0, 18, 77)
 
 
+def test_a_transferred_request_that_begins_anew_is_prefilled_again(make: Factory) -> None:
+    engine = build(PLAIN, [call(0, 4, 2)], Policy(on_failure=RESTART), slots=[0, 0, 0], role=[PREFILL, DECODE, DECODE])
+    driver = make(engine)
+    driver.advance(20 * MS)
+    engine.slots["status"][1] = FAILED
+    driver.evict(1)
+    driver.advance(END)
+    # Prefilled by 18 and sent on, it begins anew at 20: 18 more. A picosecond on the link, and 10 + max(2, 9).
+    assert ms(engine, 0)[:2] == (0, 38)
+    assert engine.requests["finish_ps"][0] == 57 * MS + 1 and engine.requests["slot"][0] == 2
+    assert engine.bins["output_tokens"][0].tolist() == [2, 0, 1]
+
+
 def test_phases_wait_for_themselves_alone(make: Factory) -> None:
     # One request at a time at each slot.
     machine = replace(PLAIN, transfer_ps=MS)

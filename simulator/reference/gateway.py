@@ -14,7 +14,7 @@ from .moments import SERVE, TIMER, World
 from .observer import Observer
 from .replica import Replica
 from .request import Request
-from .routing import ANY_MODEL, Routing
+from .routing import Routing
 
 GATEWAY = -1  # in the place of a slot
 
@@ -77,15 +77,10 @@ class Gateway:
         for request in [request for request in self.held if request.impatient(self._world.now_ps)]:
             del self.held[request]
             self._clients.give_up(request, GATEWAY)
-        full: set[tuple[int, bool]] = set()
+        # Where no slot has room for one, none has for those of its model and phase behind it: no need to skip them.
         for request in list(self.held):
-            alike = {(request.model, request.transferred), (ANY_MODEL, request.transferred)}
-            if alike & full:
-                continue
             if self._route(request):
                 del self.held[request]
-            elif not self.routing.with_room(request):
-                full.add((request.model, request.transferred))
 
     # ------------------------------------------------------------------------------------------------------- holding
 

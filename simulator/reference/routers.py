@@ -52,9 +52,7 @@ def prefix_affinity(slots: Sequence[Replica], weights: Sequence[float], request:
     bounded = [
         i for i, slot in enumerate(slots) if slot.outstanding + 1 <= math.ceil(BALANCE * load * weights[i] / whole)
     ]
-    # A transferred prompt needs no cache.
-    wanted = [] if request.transferred else request.hashes
-    cached = [len(slots[i].scheduler.pool.find(wanted)) for i in bounded]
+    cached = [len(slots[i].scheduler.hit(request)) for i in bounded]
     return _least([i for i, units in zip(bounded, cached, strict=True) if units == max(cached)], slots, weights)
 
 

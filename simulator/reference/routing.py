@@ -16,7 +16,6 @@ from ..kernels.state import (
     ROUND_ROBIN,
     SERVING,
     Engine,
-    Records,
 )
 from .replica import Replica
 from .request import Request
@@ -43,22 +42,9 @@ class Routing:
         self._decisions = 0
         self.router: RouterObject | None = None
 
-    def with_room(self, request: Request) -> list[Replica]:
-        """Slots that take requests of its model in its phase, whether it fits or not."""
-        other_phase = PREFILL if request.transferred else DECODE
-        return [
-            replica
-            for replica in self._replicas
-            if replica.control.status == SERVING
-            and replica.control.role != other_phase
-            and replica.outstanding < replica.control.limit
-            and (request.model == ANY_MODEL or request.model == self._deployment(replica)["model"])
-        ]
-
     def choose(self, request: Request) -> Replica | None:
         """The slot for a request; None if there is no candidate, or the router object wants to hold it."""
-        tokens = request.prompt + request.output
-        candidates = [r for r in self.with_room(request) if tokens <= self._deployment(r)["max_tokens"]]
+        candidates = [replica for replica in self._replicas if self._can_take(replica, request)]
         if not candidates:
             return None
         # Weights steer, they never strand a request: if all are zero, they count as equal.
@@ -67,8 +53,15 @@ class Routing:
             return self._decide(request, weighted, [replica.control.route_weight for replica in weighted])
         return self._decide(request, candidates, [1.0] * len(candidates))
 
-    def _deployment(self, replica: Replica) -> Records:
-        return self._engine.deployments[replica.control.deployment]
+    def _can_take(self, replica: Replica, request: Request) -> bool:
+        control, deployment = replica.control, self._engine.deployments[replica.control.deployment]
+        return bool(
+            control.status == SERVING
+            and control.role != (PREFILL if request.transferred else DECODE)
+            and replica.outstanding < control.limit
+            and request.model in (ANY_MODEL, deployment["model"])
+            and request.prompt + request.output <= deployment["max_tokens"]
+        )
 
     def _decide(self, request: Request, candidates: list[Replica], weights: list[float]) -> Replica | None:
         self._decisions += 1

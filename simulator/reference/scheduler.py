@@ -79,6 +79,13 @@ class Scheduler:
         self.running.remove(request)
         self._free(request)
 
+    def hit(self, request: Request) -> list[Unit]:
+        """The leading units of its prompt that it would find cached; the last token it needs is always computed."""
+        if not self._unit_tokens or request.transferred:
+            return []
+        most = (request.prompt + request.generated - 1) // self._unit_tokens
+        return self.pool.find(request.hashes[:most])
+
     # ------------------------------------------------------------------------------------------ the parts of a plan
 
     def _schedule_decodes(self, plan: Plan) -> None:
@@ -105,7 +112,7 @@ class Scheduler:
                 plan.gone.append(self.waiting.popleft())
                 continue
             target = request.prompt + request.generated
-            hit = self._hit(request, target)
+            hit = self.hit(request)
             cached = request.prompt if request.transferred else len(hit) * self._unit_tokens
             tokens = min(target - cached, budget)
             held_by_others = sum(unit.blocks for unit in hit if unit.holders > 0)
@@ -129,12 +136,6 @@ class Scheduler:
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self._block_size)
-
-    def _hit(self, request: Request, target: int) -> list[Unit]:
-        """The cached units of its prompt; the last token of its target is always computed."""
-        if not self._unit_tokens or request.transferred:
-            return []
-        return self.pool.find(request.hashes[: (target - 1) // self._unit_tokens])
 
     def _grow(self, request: Request, tokens: int) -> None:
         """Takes the blocks that a request lacks for ``tokens``; full units of its prompt are put under their hash."""
