@@ -158,9 +158,11 @@ def doctor(json_file: JsonOption = None) -> None:
 
 
 def _add_groups() -> None:
+    from .bench.verbs import app as bench
     from .data import app as data
 
     app.add_typer(data, name="data")
+    app.add_typer(bench, name="bench")
 
 
 def main() -> None:

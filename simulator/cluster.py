@@ -16,7 +16,6 @@ from .history import History
 from .kernels import cluster as kernels
 from .kernels.prefix import clear_cache
 from .kernels.state import (
-    BINS,
     C_ARRIVAL,
     C_BACKOFF_PS,
     C_BOUNDED,
@@ -31,6 +30,7 @@ from .kernels.state import (
     C_SEED,
     C_SENT,
     C_SENT_TOKENS,
+    C_UNIT_TOKENS,
     CLOCK,
     EMPTY,
     FAILURE_POLICIES,
@@ -47,13 +47,15 @@ from .kernels.state import (
     allocate,
 )
 from .lifecycle import Lifecycle
-from .rows import levels_of, rows_of
+from .rows import rows_of
 from .topology import ClusterSpec, Slot, lay_out
 from .units import PS_PER_S, to_ps
+from .window import remaining, roll
+from .workload.combine import concatenate
 from .workload.table import RequestTable
 
-CHUNK_PS = (BINS - 1) * PS_PER_S
-"""Longest stretch in one call of the engine: the ring of bins must hold it."""
+CHUNK_PS = 64 * PS_PER_S
+"""Longest stretch in one call of the engine: the ring of bins holds it, and inlet temperatures follow the load."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +127,9 @@ class Cluster:
         self.blueprint = blueprint
         self.requests = requests
         self.world = simpy.Environment(initial_time=0)
-        self.engine = _start(blueprint, requests)
+        by_priority = blueprint.spec.engine.scheduling_policy == "priority"
+        self._priorities = np.unique(requests.priority) if by_priority else None
+        self.engine = _start(blueprint, requests, self._priorities)
         self._note_coupling()
         self.history = History(len(blueprint.slots), expected_s)
         life_rng, route_rng = rng.spawn(2)
@@ -258,6 +262,33 @@ class Cluster:
             if due <= self._now_ps:
                 self._enter_simpy(self._now_ps)
 
+    def follow_with(self, requests: RequestTable) -> NDArray[np.int64]:
+        """Appends requests that arrive from now on, and forgets those that have left: for workloads without end.
+
+        Rows, `requests` and `done` are counted anew.
+
+        Args:
+            requests: The next ones, open loop, with the same models and SLO classes.
+
+        Returns:
+            Rows that remain, which are now the first.
+
+        Raises:
+            InputError: They arrive too early, wait for others, or name what the cluster does not have.
+        """
+        early = len(requests) > 0 and requests.arrival_ps[0] < max(self._now_ps, *self.requests.arrival_ps[-1:])
+        if early or (requests.think_ps >= 0).any():
+            raise InputError("workload", "goes back in time or is a closed loop", "Give open-loop requests in order")
+        prefixes = self.engine.cursor[C_UNIT_TOKENS] > 0
+        if len(requests.prefix_hash) and self.blueprint.spec.engine.enable_prefix_caching and not prefixes:
+            problem = "prefix hashes appear after a first chunk that has none"
+            raise InputError("workload", problem, "Play it whole, or set enable_prefix_caching = false")
+        rows = rows_of(requests, self.blueprint.models, self._priorities, prefixes=prefixes)
+        stay = remaining(self.engine)
+        self.engine = roll(self.engine, rows, requests.prefix_hash if prefixes else np.zeros(0, np.int64))
+        self.requests = concatenate([self.requests.take(stay), requests])
+        return stay
+
     def drain(self, patience_s: float = 3600.0) -> bool:
         """Runs on until every request has left, for ``patience_s`` at most; returns whether that is so."""
         stop = self._now_ps + round(patience_s) * PS_PER_S
@@ -277,22 +308,21 @@ class Cluster:
         self.engine.slots["inlet_c"] = self._inlet_c + self._inlet_k_per_w * heat_w
 
 
-def _start(blueprint: Blueprint, requests: RequestTable) -> Engine:
+def _start(blueprint: Blueprint, requests: RequestTable, priorities: NDArray[np.int16] | None) -> Engine:
     """The engine at time zero."""
     spec = blueprint.spec.engine
     prefixes = spec.enable_prefix_caching and len(requests.prefix_hash) > 0
     if prefixes and requests.prefix_block_tokens % spec.block_size:
         problem = f"{spec.block_size} does not divide the {requests.prefix_block_tokens} tokens under a prefix hash"
         raise InputError("cluster.engine.block_size", problem, "Choose one that does, or enable_prefix_caching = false")
-    by_priority = spec.scheduling_policy == "priority"
     limits = Limits(
         max_num_seqs=spec.max_num_seqs,
         block_size=spec.block_size,
-        levels=levels_of(requests) if by_priority else 1,
+        levels=1 if priorities is None else max(len(priorities), 1),
         unit_tokens=requests.prefix_block_tokens if prefixes else 0,
     )
-    rows = rows_of(requests, blueprint.models, by_priority=by_priority, prefixes=prefixes)
-    hashes = requests.prefix_hash if prefixes else np.zeros(1, np.int64)
+    rows = rows_of(requests, blueprint.models, priorities, prefixes=prefixes)
+    hashes = requests.prefix_hash if prefixes else np.zeros(0, np.int64)
     engine = allocate(blueprint.tables, rows, hashes, len(blueprint.slots), limits)
     initial = {"serving": SERVING, "sleeping": SLEEPING, "empty": EMPTY}
     slots, cursor, gateway = engine.slots, engine.cursor, blueprint.spec.gateway

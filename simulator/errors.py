@@ -15,7 +15,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, where: str, problem: str, remedy: str) -> None:
-        # All three are the exception's arguments, so that SimPy and pickle can make it anew.
+        # All three are the exception's arguments, so that SimPy and other processes can make it anew.
         super().__init__(where, problem, remedy)
         self.where, self.problem, self.remedy = where, problem, remedy
 

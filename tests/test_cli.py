@@ -74,7 +74,7 @@ def test_help_shows_an_example(call: Callable[..., Any], verb: str) -> None:
 def test_help_lists_the_verbs(call: Callable[..., Any]) -> None:
     code, out, _ = call("--help")
     assert code == 0
-    assert all(verb in out for verb in (*VERBS, "data"))
+    assert all(verb in out for verb in (*VERBS, "data", "bench"))
     assert call()[0] == 2
 
 

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import numba
 import platformdirs
 
+from . import handle  # noqa: F401 - makes the type of an engine known to the compiler
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
