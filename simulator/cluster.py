@@ -38,6 +38,7 @@ from .kernels.state import (
     C_UNIT_TOKENS,
     CLOCK,
     EMPTY,
+    EXTERNAL,
     FAILURE_POLICIES,
     MIXED,
     ROLE_NAMES,
@@ -52,6 +53,7 @@ from .kernels.state import (
     allocate,
 )
 from .lifecycle import Lifecycle
+from .routing import Router, advance_with
 from .rows import rows_of
 from .snapshot import Snapshot, copied, fingerprint, overwrite
 from .topology import ClusterSpec, Slot, lay_out
@@ -145,6 +147,7 @@ class Cluster:
         by_priority = blueprint.spec.engine.scheduling_policy == "priority"
         self._priorities = np.unique(requests.priority) if by_priority else None
         self._current = CurrentEngine(_start(blueprint, requests, self._priorities))
+        self._router: Router | None = None
         self._note_coupling()
         self.history = History(len(blueprint.slots), expected_s)
         life_rng, route_rng, fault_rng = rng.spawn(3)
@@ -215,8 +218,12 @@ class Cluster:
         """Whether every request has left."""
         return len(self.done) == len(self.requests)
 
-    def route(self, weight: ArrayLike, router: str | None = None) -> None:
+    def route(self, weight: ArrayLike, router: str | Router | None = None) -> None:
         """Sets the routing weight of each slot (R,), not negative, and the router.
+
+        Args:
+            weight: The weights.
+            router: One of ``ROUTER_NAMES``, or an object that is asked for every request; by default as it is.
 
         Raises:
             InputError: A weight is negative or no number, or the router is unknown.
@@ -228,9 +235,12 @@ class Cluster:
             )
         self.engine.slots["route_weight"] = weights
         if router is not None:
-            if router not in ROUTER_NAMES:
-                raise InputError("router", f"'{router}' is unknown", f"Use one of {', '.join(ROUTER_NAMES)}")
-            self.engine.cursor[C_ROUTER] = ROUTER_NAMES.index(router)
+            self._router = None if isinstance(router, str) else router
+            name = router if isinstance(router, str) else ROUTER_NAMES[EXTERNAL]
+            if name not in ROUTER_NAMES or (name == ROUTER_NAMES[EXTERNAL] and self._router is None):
+                known = ", ".join(ROUTER_NAMES[:EXTERNAL])
+                raise InputError("router", f"'{name}' is unknown", f"Use one of {known}, or an object")
+            self.engine.cursor[C_ROUTER] = ROUTER_NAMES.index(name)
             self._note_coupling()
 
     def limit(self, in_flight: ArrayLike) -> None:
@@ -288,17 +298,33 @@ class Cluster:
     def advance(self, until_ps: int) -> None:
         """Runs to ``until_ps``; SimPy is entered only where one of its events is due."""
         while self._now_ps < until_ps:
-            due = self.world.peek()
-            stop = int(min(until_ps, due if due > self._now_ps else self._now_ps, self._now_ps + CHUNK_PS))
+            stop = self.next_stop(until_ps)
             if stop > self._now_ps:
-                kernels.advance(self.engine, stop, True)
-                self._now_ps = stop
-                status = self.engine.slots["status"]
-                self.history.take(self.engine.bins, stop // PS_PER_S, status)
-                if len(self.history):
-                    self._update_inlets(self.history.column("energy_j", 1)[0])
-            if due <= self._now_ps:
-                self._enter_simpy(self._now_ps)
+                if self._router is None:
+                    kernels.advance(self.engine, stop, True)
+                else:
+                    advance_with(self, self._router, stop)
+            self.take_stock(stop)
+
+    def next_stop(self, until_ps: int) -> int:
+        """Time to which the engine alone can go on the way to ``until_ps``."""
+        due = self.world.peek()
+        return int(min(until_ps, max(due, self._now_ps), self._now_ps + CHUNK_PS))
+
+    def take_stock(self, now_ps: int) -> None:
+        """Records what the engine has done up to ``now_ps`` and lets SimPy do what is due."""
+        if now_ps > self._now_ps:
+            self._now_ps = now_ps
+            self.history.take(self.engine.bins, now_ps // PS_PER_S, self.engine.slots["status"])
+            if len(self.history):
+                self._update_inlets(self.history.column("energy_j", 1)[0])
+        if self.world.peek() <= now_ps:
+            self._enter_simpy(now_ps)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether compiled code alone runs the engine, so that it can be run together with others."""
+        return self._router is None
 
     def follow_with(self, requests: RequestTable) -> NDArray[np.int64]:
         """Appends requests that arrive from now on, and forgets those that have left: for workloads without end.
@@ -352,6 +378,8 @@ class Cluster:
     def save_state(self) -> Snapshot:
         """The state of the run, to be restored into this cluster or into another one that was made alike.
 
+        What a router object of the user remembers is not in it.
+
         Raises:
             InputError: There are SimPy processes in ``world``, which cannot be saved.
         """
@@ -372,11 +400,16 @@ class Cluster:
         """Goes back, or on, to a saved state; what follows is the same, to the byte, as what followed then.
 
         Raises:
-            InputError: It was taken of another cluster, workload or version, or there are SimPy processes in ``world``.
+            InputError: It was taken of another cluster, workload or version, or under a router object that this cluster
+                does not have, or there are SimPy processes in ``world``.
         """
         state = snapshot.state_for(self.fingerprint)
+        external = state["engine"]["cursor"][C_ROUTER] == EXTERNAL
+        if external and self._router is None:
+            raise InputError("snapshot", "was taken under a router object", "Hand it to cluster.route() before")
         self.agenda.restore_state(state["agenda"])
         self._now_ps = state["now_ps"]
+        self._router = self._router if external else None
         for name, array in state["engine"].items():
             overwrite(getattr(self.engine, name), array)
         self.history.restore_state(state["history"])

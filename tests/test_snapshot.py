@@ -206,6 +206,26 @@ def test_a_chunk_of_an_endless_workload_goes_on_after_a_failure_and_a_restore() 
         assert again.drain() and again.save_state().to_bytes() == expected
 
 
+def first_of_them(_: Cluster, request: int, candidates: list[int]) -> int:
+    return candidates[request % len(candidates)]
+
+
+def test_a_router_object_is_not_saved_but_asked_for() -> None:
+    world, other = cluster(1), cluster(1)
+    plain = world.save_state()
+    world.route(1.0, first_of_them)
+    world.advance(to_ps(20))
+    snapshot = world.save_state()
+    expected = run_on(world, [])
+    with pytest.raises(InputError, match=r"under a router object\. Hand it to cluster\.route"):
+        other.restore_state(snapshot)
+    other.route(1.0, first_of_them)
+    other.restore_state(snapshot)
+    assert run_on(other, []) == expected
+    other.restore_state(plain)
+    assert other.is_compiled and run_on(other, []) == run_on(cluster(1), [])
+
+
 def in_another_process(source: str, target: str) -> None:
     world = cluster(5)
     world.restore_state(Snapshot.from_bytes(Path(source).read_bytes()))
