@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..forecaster import make_forecaster
-from ..simulator.cluster import Blueprint
+from ..simulator.blueprint import Blueprint
 from ..simulator.errors import InputError
 from ..simulator.snapshot import Snapshot, State, fingerprint, generator_from, generator_state
 from ..simulator.workload.spec import WorkloadSpec, generate

@@ -8,7 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
-from ..simulator.cluster import Blueprint, Cluster
+from ..simulator.blueprint import Blueprint
+from ..simulator.cluster import Cluster
 from ..simulator.kernels.state import LOADING
 from ..simulator.lifecycle import Target
 from ..simulator.metrics import SloLimits, Summary, met_slo, overdue, summarize
