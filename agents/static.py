@@ -117,7 +117,7 @@ class UniformCap(Constant):
 
     def __init__(self, task: Task) -> None:
         chosen = np.ones(len(task.fleet), bool)
-        budget_w = min(task.scenario.budget.levels) * float(task.fleet.cap_max_w.sum())
+        budget_w = task.scenario.lowest_budget * float(task.fleet.cap_max_w.sum())
         super().__init__(task, only(task, chosen, highest_level(task, chosen, budget_w), "least-outstanding"))
 
 

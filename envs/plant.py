@@ -11,15 +11,19 @@ import numpy as np
 import simpy
 
 from ..simulator.cluster import Blueprint, Cluster
+from ..simulator.facility import Facility
 from ..simulator.kernels.state import LOADING
 from ..simulator.lifecycle import Target
+from ..simulator.limits import PowerLimit
 from ..simulator.metrics import SloLimits, Summary, met_slo, overdue, summarize
-from ..simulator.signals import random_holds
-from ..simulator.units import PS_PER_S, to_ps
+from ..simulator.signals import PiecewiseLinear
+from ..simulator.units import J_PER_KWH, PS_PER_S, to_ps
 from ..simulator.workload.table import RequestTable
 from .actions import NOWHERE, ClusterAction
-from .scenario import InstancesSpec, Scenario
-from .telemetry import F64, LEAD_TIMES_S, Fleet, Telemetry
+from .scenario import Scenario
+from .telemetry import F64, I64, LEAD_TIMES_S, Fleet, Telemetry
+from .world import draw_world
+from .world_spec import InstancesSpec
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,9 @@ class TickOutcome:
         overdue: Requests still there that can no longer meet it (counted once, at the end of the episode).
         over_budget_j: Energy above the budget.
         pending_instances: Instances waiting for a slot.
+        over_rows_j: Energy above the limit of each row that has one.
+        energy_cost: Price of the energy, 0 without a price.
+        carbon_g: Its CO₂, grams, 0 without a carbon intensity.
     """
 
     energy_j: float
@@ -43,6 +50,9 @@ class TickOutcome:
     overdue: int
     over_budget_j: float
     pending_instances: int
+    over_rows_j: tuple[float, ...] = ()
+    energy_cost: float = 0.0
+    carbon_g: float = 0.0
 
 
 def fleet_of(blueprint: Blueprint) -> Fleet:
@@ -91,15 +101,10 @@ class SimulatedPlant:
         self, scenario: Scenario, blueprint: Blueprint, fleet: Fleet, requests: RequestTable, rng: np.random.Generator
     ) -> None:
         self.scenario, self._fleet = scenario, fleet
-        cluster_rng, budget_rng, instance_rng = rng.spawn(3)
-        self.cluster = Cluster(blueprint, requests, cluster_rng, scenario.horizon_s + 64)
-        self.budget = random_holds(
-            budget_rng,
-            scenario.horizon_s + LEAD_TIMES_S[-1],
-            tuple(level * float(fleet.cap_max_w.sum()) for level in scenario.budget.levels),
-            scenario.budget.mean_hold_s,
-            scenario.budget.ramp_s,
-        )
+        cluster_rng, budget_rng, instance_rng, world_rng = rng.spawn(4)
+        self.world = draw_world(scenario, blueprint, budget_rng, world_rng)
+        facility = Facility(blueprint.spec, blueprint.slots, self.world.outside_c, self.world.airflow)
+        self.cluster = Cluster(blueprint, requests, cluster_rng, scenario.horizon_s + 64, facility)
         self.limits = slo_limits(scenario)
         self.pending: deque[int] = deque()
         for spec, source in zip(scenario.instances, instance_rng.spawn(len(scenario.instances)), strict=True):
@@ -114,6 +119,11 @@ class SimulatedPlant:
     def fleet(self) -> Fleet:
         """What can be controlled."""
         return self._fleet
+
+    @property
+    def budget(self) -> PowerLimit:
+        """The site's power budget."""
+        return self.world.budget
 
     def apply(self, action: ClusterAction) -> None:
         """Carries an action out; what it leaves at ``None`` stays."""
@@ -146,8 +156,11 @@ class SimulatedPlant:
         met = met_slo(cluster, done, self.limits)
         self._attainment = float(met.mean()) if len(done) else 1.0
         second = cluster.now_ps // PS_PER_S
-        power_w = cluster.history.column("energy_j", tick).sum(axis=1)
-        over_w = power_w - self.budget.at(np.arange(second - tick, second))
+        seconds = np.arange(second - tick, second)
+        slot_w = cluster.history.column("energy_j", tick)
+        power_w = slot_w.sum(axis=1)
+        over_w = power_w - self.budget.at(seconds)
+        over_rows_w = self.world.rows.over_w(slot_w, seconds)
         last = second >= self.scenario.horizon_s
         return TickOutcome(
             energy_j=float(power_w.sum()),
@@ -157,6 +170,9 @@ class SimulatedPlant:
             overdue=overdue(cluster, self.limits) if last else 0,
             over_budget_j=float(over_w.clip(min=0).sum()),
             pending_instances=len(self.pending),
+            over_rows_j=tuple(over_rows_w.sum(axis=0).tolist()),
+            energy_cost=_billed(power_w, self.world.price_per_kwh, seconds),
+            carbon_g=_billed(power_w, self.world.carbon_g_per_kwh, seconds),
         )
 
     def read(self) -> Telemetry:
@@ -176,6 +192,8 @@ class SimulatedPlant:
         arrivals_per_s, arriving_tokens_per_s = ((sent - self._sent) / tick).tolist()
         self._sent = sent
         now_s = cluster.now_ps / PS_PER_S
+        ahead_s = now_s + np.array(LEAD_TIMES_S)
+        world = self.world
         ready_in_s = np.where(slots["status"] == LOADING, (cluster.lifecycle.ready_ps - cluster.now_ps) / PS_PER_S, 0.0)
         power_w = history.column("metered_w", tick)
         return Telemetry(
@@ -196,12 +214,35 @@ class SimulatedPlant:
             arriving_tokens_per_s=arriving_tokens_per_s,
             held_at_gateway=cluster.held_at_gateway,
             slo_attainment=self._attainment,
-            budget_w=self.budget.at(now_s + np.array(LEAD_TIMES_S)),
+            budget_w=self.budget.foreseen(now_s, LEAD_TIMES_S),
             pending_instances=len(self.pending),
             pending_model=self.pending[0] if self.pending else -1,
+            inlet_c=slots["inlet_c"].copy(),
+            row_headroom_w=world.rows.headroom_w(last("metered_w"), now_s, LEAD_TIMES_S) if world.rows.rows else None,
+            outside_c=_at(world.outside_c, ahead_s),
+            price_per_kwh=_at(world.price_per_kwh, ahead_s),
+            carbon_g_per_kwh=_at(world.carbon_g_per_kwh, ahead_s),
         )
 
     def summary(self, warmup_s: int = 0, until_s: int | None = None) -> Summary:
         """Results so far, see :func:`summarize`."""
-        seconds = np.arange(len(self.cluster.history))
-        return summarize(self.cluster, self.limits, self.budget.at(seconds), warmup_s, until_s)
+        seconds, world = np.arange(len(self.cluster.history)), self.world
+        return summarize(
+            self.cluster,
+            self.limits,
+            self.budget.at(seconds),
+            warmup_s,
+            until_s,
+            over_rows_w=world.rows.over_w(self.cluster.history.column("energy_j"), seconds),
+            price_per_kwh=_at(world.price_per_kwh, seconds),
+            carbon_g_per_kwh=_at(world.carbon_g_per_kwh, seconds),
+        )
+
+
+def _at(signal: PiecewiseLinear | None, time_s: F64 | I64) -> F64 | None:
+    return None if signal is None else signal.at(time_s)
+
+
+def _billed(power_w: F64, per_kwh: PiecewiseLinear | None, seconds: I64) -> float:
+    """Energy of the seconds times what a kilowatt-hour of it costs; 0 where it costs nothing."""
+    return 0.0 if per_kwh is None else float(power_w @ per_kwh.at(seconds)) / J_PER_KWH

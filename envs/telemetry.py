@@ -14,7 +14,7 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 LEAD_TIMES_S = (0, 30, 60)
-"""How far ahead the power budget is announced."""
+"""How far ahead the power budget and the other announcements are seen."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +69,12 @@ class Telemetry:
         budget_w: Power budget now and as announced for 30 s and 60 s ahead, watts (3,).
         pending_instances: Instances waiting for a slot.
         pending_model: Model of the first of them, -1 if none.
+        inlet_c: Inlet temperature, °C (R,); where the scenario has weather or limited airflow.
+        row_headroom_w: What the row of each slot may draw more than now: now and, as far as it is known, 30 s and 60 s
+            ahead, watts (3, R); where rows have limits.
+        outside_c: Outside temperature now and as forecast, °C (3,); where it matters.
+        price_per_kwh: Price of electricity now and ahead (3,); where there is one.
+        carbon_g_per_kwh: Carbon intensity now and ahead, grams (3,); where it counts.
     """
 
     power_w: F64
@@ -91,6 +97,11 @@ class Telemetry:
     budget_w: F64
     pending_instances: int
     pending_model: int
+    inlet_c: F64 | None = None
+    row_headroom_w: F64 | None = None
+    outside_c: F64 | None = None
+    price_per_kwh: F64 | None = None
+    carbon_g_per_kwh: F64 | None = None
 
 
 class Plant(Protocol):

@@ -14,30 +14,28 @@ from pydantic import BaseModel
 from ..agents.registry import AGENTS, CANDIDATES
 from ..envs import reward
 from ..envs.cluster_env import LLMClusterEnv
-from ..envs.observation import Feature
-from ..envs.scenario import (
-    ActionSpec,
-    BudgetSpec,
-    InstancesSpec,
-    RewardSpec,
-    Scenario,
-    SloSpec,
-    load_scenario,
-    scenario_names,
-)
+from ..envs.features import Feature
+from ..envs.scenario import ActionSpec, RewardSpec, Scenario, SloSpec, load_scenario, scenario_names
+from ..envs.world_spec import BudgetSpec, EventSpec, GridSpec, InstancesSpec
 from ..simulator.catalog import Catalog
 from ..simulator.files import whole
-from ..simulator.topology import ClusterSpec, EngineSpec, ServerSpec
+from ..simulator.signals import SignalSpec
+from ..simulator.topology import AirSpec, ClusterSpec, EngineSpec, RowSpec, ServerSpec
 from ..simulator.workload.spec import StreamSpec
 
 SCENARIO_PARTS: dict[str, type[BaseModel]] = {
     "the scenario": Scenario,
     "cluster": ClusterSpec,
+    "cluster.air": AirSpec,
+    "cluster.rows[]": RowSpec,
     "cluster.rows[].racks[].servers[]": ServerSpec,
     "cluster.engine": EngineSpec,
     "workload, workload.streams[]": StreamSpec,
     "slo.NAME": SloSpec,
     "budget": BudgetSpec,
+    "events[]": EventSpec,
+    "grid": GridSpec,
+    "outside_c, grid.price_per_kwh, grid.carbon_g_per_kwh": SignalSpec,
     "instances[]": InstancesSpec,
     "actions": ActionSpec,
     "reward": RewardSpec,

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from .catalog import Catalog
 from .deployments import Deployment, deploy, stack
 from .errors import InputError
+from .facility import Facility
 from .history import History
 from .kernels import cluster as kernels
 from .kernels.state import (
@@ -100,13 +101,19 @@ class Cluster:
         requests: The workload; model names in it must be among the blueprint's.
         rng: Source of all randomness of this run; each subsystem gets a generator spawned from it.
         expected_s: Expected length of the run, seconds.
+        facility: What sets the inlet temperatures; by default nothing but place and the servers' own heat does.
 
     Raises:
         InputError: The workload names a model that the cluster does not have.
     """
 
     def __init__(
-        self, blueprint: Blueprint, requests: RequestTable, rng: np.random.Generator, expected_s: int = 1024
+        self,
+        blueprint: Blueprint,
+        requests: RequestTable,
+        rng: np.random.Generator,
+        expected_s: int = 1024,
+        facility: Facility | None = None,
     ) -> None:
         self.blueprint = blueprint
         self.requests = requests
@@ -122,9 +129,7 @@ class Cluster:
             life_rng,
             self.engine.deployments["kv_blocks"],
         )
-        self._server = np.array([s.server for s in blueprint.slots])
-        self._inlet_c = np.array([s.spec.inlet_c for s in blueprint.slots])
-        self._inlet_k_per_w = np.array([s.spec.inlet_k_per_kw for s in blueprint.slots]) / 1000
+        self.facility = facility or Facility(blueprint.spec, blueprint.slots)
         self._now_ps = 0
         self._update_inlets(np.zeros(len(blueprint.slots)))
 
@@ -233,8 +238,7 @@ class Cluster:
             self.world.step()
 
     def _update_inlets(self, power_w: NDArray[np.float64]) -> None:
-        heat_w = np.bincount(self._server, weights=power_w)[self._server]
-        self.engine.slots["inlet_c"] = self._inlet_c + self._inlet_k_per_w * heat_w
+        self.engine.slots["inlet_c"] = self.facility.inlet_c(self._now_ps, power_w)
 
 
 def _start(blueprint: Blueprint, requests: RequestTable) -> Engine:
