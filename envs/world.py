@@ -44,7 +44,7 @@ def draw_world(
         scenario: The scenario.
         blueprint: Its cluster.
         budget_rng: Source of the budget's own moves.
-        rng: Source of everything else; each signal and each event gets a child of it.
+        rng: Source of everything else; the time of day, and for each signal and event a child.
 
     Returns:
         The signals.
@@ -52,9 +52,11 @@ def draw_world(
     duration_s = scenario.horizon_s + LEAD_TIMES_S[-1]
     children = iter(rng.spawn(3 + len(scenario.events)))
 
+    clock = float(rng.random())
+
     def drawn(spec: SignalSpec | None) -> PiecewiseLinear | None:
         child = next(children)
-        return None if spec is None else spec.draw(duration_s, child)
+        return None if spec is None else spec.draw(duration_s, child, clock)
 
     outside_c, price = drawn(scenario.outside_c), drawn(scenario.grid.price_per_kwh)
     carbon = drawn(scenario.grid.carbon_g_per_kwh)

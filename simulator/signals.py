@@ -90,7 +90,8 @@ class SignalSpec(BaseModel):
     swing: float = Field(default=0.0, ge=0, description="Amplitude of a sinusoid around it.")
     period_s: float = Field(default=86_400.0, gt=0, description="Length of its cycle, seconds.")
     phase: float | Literal["random"] = Field(
-        default=0.0, description="Where in the cycle the run starts, in turns: 0 trough, 0.5 peak, or `random`."
+        default=0.0,
+        description="Where in the cycle the run starts, in turns: 0 trough, 0.5 peak; `random` is one draw a run.",
     )
     noise: float = Field(default=0.0, ge=0, description="Standard deviation of a Gaussian noise on it.")
     noise_s: float = Field(default=600.0, gt=0, description="Correlation time of the noise, seconds.")
@@ -116,9 +117,18 @@ class SignalSpec(BaseModel):
         mean = np.trapezoid(base.values, base.times_s) / span_s if span_s else base.values[0]
         return abs(float(mean)) or 1.0
 
-    def draw(self, duration_s: float, rng: np.random.Generator) -> PiecewiseLinear:
-        """Draws the signal of one run; it is given for each second unless it is made of straight lines alone."""
-        phase = rng.random() if self.phase == "random" else self.phase
+    def draw(self, duration_s: float, rng: np.random.Generator, clock: float = 0.0) -> PiecewiseLinear:
+        """Draws the signal of one run; it is given for each second unless it is made of straight lines alone.
+
+        Args:
+            duration_s: Length of the run, seconds.
+            rng: Source of the noise.
+            clock: What a random phase is in this run, in turns.
+
+        Returns:
+            The signal.
+        """
+        phase = clock if self.phase == "random" else self.phase
         signal = self.base()
         if self.swing or self.noise or self.least is not None:
             times_s = np.arange(int(np.ceil(duration_s)) + 1, dtype=np.float64)
