@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..envs.actions import ROUTERS
+from ..simulator.topology import ServerSpec
 from .base import Agent, Task
 from .scaling import PROMPT_TOKENS, capacity_requests_per_s
 from .static import Constant, only
@@ -32,12 +33,10 @@ def candidates(task: Task) -> dict[str, Agent]:
     """
     slots = task.blueprint.slots
     placed = np.array([s.spec.model is None and "place" in task.codec.groups for s in slots])
-    kinds = list(
-        dict.fromkeys((s.spec.gpu, s.spec.tp, s.spec.model) for s, p in zip(slots, placed, strict=True) if not p)
-    )
+    kinds = list(dict.fromkeys(_kind(s.spec) for s, p in zip(slots, placed, strict=True) if not p))
     gpus = [gpu for gpu, _, _ in kinds]
-    labels = [gpu if gpus.count(gpu) == 1 else f"{gpu} tp={tp} ({model or 'empty'})" for gpu, tp, model in kinds]
-    members = [[r for r, s in enumerate(slots) if (s.spec.gpu, s.spec.tp, s.spec.model) == kind] for kind in kinds]
+    labels = [gpu if gpus.count(gpu) == 1 else f"{gpu} {split} ({model or 'empty'})" for gpu, split, model in kinds]
+    members = [[r for r, s in enumerate(slots) if _kind(s.spec) == kind] for kind in kinds]
     capacity = capacity_requests_per_s(task, PROMPT_TOKENS, task.scenario.reward.tokens_per_request)
     weights: dict[str, NDArray[np.float64] | None] = {"equal": None, "by capacity": capacity / capacity.max()}
     if len(kinds) == 1:
@@ -62,3 +61,9 @@ def candidates(task: Task) -> dict[str, Agent]:
             name = f"{what}, caps at {share:.0%} of their range, {router}, weights {kind}"
             found[name] = Constant(task, only(task, chosen, share, router, weight))
     return found
+
+
+def _kind(spec: ServerSpec) -> tuple[str, str, str | None]:
+    """GPU, how the model is cut over GPUs, and model."""
+    split = f"tp={spec.tp}" + (f" pp={spec.pp}" if spec.pp > 1 else "") + (" ep" if spec.ep else "")
+    return spec.gpu, split, spec.model

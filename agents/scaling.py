@@ -26,7 +26,7 @@ CAPACITY_BATCH = 48
 
 def capacity_requests_per_s(task: Task, prompt_tokens: float, output_tokens: float) -> NDArray[np.float64]:
     """Requests per second that each slot sustains at a well-filled batch, from its cost tables (R,)."""
-    records, cost, _, _ = task.blueprint.stacked
+    records, cost = task.blueprint.tables.deployments, task.blueprint.tables.cost
     capacity = np.empty(len(task.fleet))
     longest = cost.shape[2] - 1
     prompt, batch = min(int(prompt_tokens), longest), min(CAPACITY_BATCH, task.fleet.max_num_seqs, longest)
@@ -56,7 +56,7 @@ class FollowLoad(Heuristic):
         self._load, self._patience = load, patience
         per_request = task.scenario.reward.tokens_per_request
         self._capacity = capacity_requests_per_s(task, PROMPT_TOKENS, per_request)
-        self._off_w = task.blueprint.stacked[0]["off_w"][task.blueprint.initial]
+        self._off_w = np.array([task.blueprint.deployments[d].power.off_w for d in task.blueprint.initial])
         self._order = np.argsort(-self._capacity / task.fleet.cap_max_w, kind="stable")
         self._recent: dict[int, list[float]] = {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import simpy
@@ -14,30 +15,42 @@ from .errors import InputError
 from .facility import Facility
 from .history import History
 from .kernels import cluster as kernels
+from .kernels.prefix import clear_cache
 from .kernels.state import (
     C_ARRIVAL,
-    C_CLOSED_LOOP,
+    C_BACKOFF_PS,
+    C_BOUNDED,
+    C_COUPLED,
     C_DONE,
+    C_EVENTS,
     C_GATEWAY_COUNT,
+    C_LIMITED,
+    C_ON_FAILURE,
+    C_RETRIES,
+    C_ROUTER,
+    C_SEED,
     C_SENT,
     C_SENT_TOKENS,
     CLOCK,
     EMPTY,
-    F64,
-    I64,
-    LEAST_OUTSTANDING,
-    REQUEST,
+    FAILURE_POLICIES,
+    MIXED,
+    ROLE_NAMES,
+    ROUND_ROBIN,
     ROUTER_NAMES,
     SERVING,
     SLEEPING,
+    UNLIMITED,
     Engine,
-    Records,
+    Limits,
+    Tables,
     allocate,
 )
 from .lifecycle import Lifecycle
+from .rows import levels_of, rows_of
 from .topology import ClusterSpec, Slot, lay_out
-from .units import PS_PER_S
-from .workload.table import ANY_MODEL, RequestTable
+from .units import PS_PER_S, to_ps
+from .workload.table import RequestTable
 
 CHUNK_PS = 64 * PS_PER_S
 """Longest stretch in one call of the engine: the ring of bins must hold it and the longest iteration."""
@@ -53,7 +66,7 @@ class Blueprint:
         models: Names of the models.
         deployments: Every model on every kind of slot that can hold it.
         index: int64 (R, models): deployment of each model on each slot, -1 if it does not fit.
-        stacked: The same as the engine's arrays: records, cost, ladder, thermal.
+        tables: The same as the engine's arrays.
         initial: int64 (R,): deployment at the start.
     """
 
@@ -62,7 +75,7 @@ class Blueprint:
     models: tuple[str, ...]
     deployments: tuple[Deployment, ...]
     index: NDArray[np.int64]
-    stacked: tuple[Records, I64, F64, F64]
+    tables: Tables
     initial: NDArray[np.int64]
 
     @classmethod
@@ -79,8 +92,8 @@ class Blueprint:
         initial = [
             index[r, models.index(s.spec.model)] if s.spec.model else index[r].max() for r, s in enumerate(slots)
         ]
-        stacked = stack(deployments, spec.engine)
-        return cls(spec, slots, models, tuple(deployments), index, stacked, np.array(initial, np.int64))
+        tables = stack(deployments, spec.engine)
+        return cls(spec, slots, models, tuple(deployments), index, tables, np.array(initial, np.int64))
 
     @property
     def cap_max_w(self) -> NDArray[np.float64]:
@@ -119,15 +132,17 @@ class Cluster:
         self.requests = requests
         self.world = simpy.Environment(initial_time=0)
         self.engine = _start(blueprint, requests)
+        self._note_coupling()
         self.history = History(len(blueprint.slots), expected_s)
-        (life_rng,) = rng.spawn(1)
+        life_rng, route_rng = rng.spawn(2)
+        self.engine.cursor[C_SEED] = route_rng.integers(2**62)
         self.lifecycle = Lifecycle(
             self.world,
             self.engine.slots,
             blueprint.deployments,
             blueprint.index,
             life_rng,
-            self.engine.deployments["kv_blocks"],
+            partial(clear_cache, self.engine),
         )
         self.facility = facility or Facility(blueprint.spec, blueprint.slots)
         self._now_ps = 0
@@ -164,6 +179,11 @@ class Cluster:
         return int(self.engine.cursor[C_GATEWAY_COUNT])
 
     @property
+    def events(self) -> int:
+        """Landings and leaps of the compiled engine so far."""
+        return int(self.engine.cursor[C_EVENTS])
+
+    @property
     def finished(self) -> bool:
         """Whether every request has left."""
         return len(self.done) == len(self.requests)
@@ -183,11 +203,26 @@ class Cluster:
         if router is not None:
             if router not in ROUTER_NAMES:
                 raise InputError("router", f"'{router}' is unknown", f"Use one of {', '.join(ROUTER_NAMES)}")
-            number = ROUTER_NAMES.index(router)
-            if number == LEAST_OUTSTANDING and self.engine.router[0] != number:
-                # Bounds are not kept up while nobody needs them.
-                self.engine.slots["bound_ps"] = 0
-            self.engine.router[0] = number
+            self.engine.cursor[C_ROUTER] = ROUTER_NAMES.index(router)
+            self._note_coupling()
+
+    def limit(self, in_flight: ArrayLike) -> None:
+        """Sets how many requests each slot has in flight at most (R,); 0 or less lifts the limit."""
+        limits = np.broadcast_to(np.asarray(in_flight, np.int64), self.engine.slots.shape)
+        self.engine.slots["limit"] = np.where(limits > 0, limits, UNLIMITED)
+        self._note_coupling()
+
+    def _note_coupling(self) -> None:
+        """Whether what happens on one slot can matter to another, and so whether slots must be advanced in step."""
+        cursor, slots = self.engine.cursor, self.engine.slots
+        cursor[C_LIMITED] = (slots["limit"] < UNLIMITED).any()
+        closed_loop = (self.requests.think_ps >= 0).any()
+        disaggregated = (slots["role"] != MIXED).any()
+        cursor[C_COUPLED] = cursor[C_LIMITED] or closed_loop or disaggregated or cursor[C_RETRIES] > 0
+        bounded = cursor[C_COUPLED] or cursor[C_ROUTER] != ROUND_ROBIN
+        if bounded and not cursor[C_BOUNDED]:
+            slots["bound_ps"] = 0  # Bounds are not kept up while nobody needs them.
+        cursor[C_BOUNDED] = bounded
 
     def cap(self, cap_w: ArrayLike) -> None:
         """Sets the power limit of each slot, watts (R,), clipped to what the driver accepts."""
@@ -208,13 +243,17 @@ class Cluster:
         self._enter_simpy(self._now_ps)
         self.lifecycle.command(slot, target)
 
+    def fail(self, slot: int) -> None:
+        """Drops what ``slot`` does now; its requests fail or go back to the gateway, by the cluster's policy."""
+        kernels.evict(self.engine, slot, self._now_ps)
+
     def advance(self, until_ps: int) -> None:
         """Runs to ``until_ps``; SimPy is entered only where one of its events is due."""
         while self._now_ps < until_ps:
             due = self.world.peek()
             stop = int(min(until_ps, due if due > self._now_ps else self._now_ps, self._now_ps + CHUNK_PS))
             if stop > self._now_ps:
-                kernels.advance(self.engine, stop)
+                kernels.advance(self.engine, stop, True)
                 self._now_ps = stop
                 status = self.engine.slots["status"]
                 self.history.take(self.engine.bins, stop // PS_PER_S, status)
@@ -243,46 +282,30 @@ class Cluster:
 
 def _start(blueprint: Blueprint, requests: RequestTable) -> Engine:
     """The engine at time zero."""
-    records, cost, ladder, thermal = blueprint.stacked
-    limits = blueprint.spec.engine.max_num_seqs, blueprint.spec.engine.block_size
-    engine = allocate(records, cost, ladder, thermal, _rows(blueprint, requests), len(blueprint.slots), limits)
+    spec = blueprint.spec.engine
+    prefixes = spec.enable_prefix_caching and len(requests.prefix_hash) > 0
+    if prefixes and requests.prefix_block_tokens % spec.block_size:
+        problem = f"{spec.block_size} does not divide the {requests.prefix_block_tokens} tokens under a prefix hash"
+        raise InputError("cluster.engine.block_size", problem, "Choose one that does, or enable_prefix_caching = false")
+    by_priority = spec.scheduling_policy == "priority"
+    limits = Limits(
+        max_num_seqs=spec.max_num_seqs,
+        block_size=spec.block_size,
+        levels=levels_of(requests) if by_priority else 1,
+        unit_tokens=requests.prefix_block_tokens if prefixes else 0,
+    )
+    rows = rows_of(requests, blueprint.models, by_priority=by_priority, prefixes=prefixes)
+    hashes = requests.prefix_hash if prefixes else np.zeros(1, np.int64)
+    engine = allocate(blueprint.tables, rows, hashes, len(blueprint.slots), limits)
     initial = {"serving": SERVING, "sleeping": SLEEPING, "empty": EMPTY}
-    slots = engine.slots
+    slots, cursor, gateway = engine.slots, engine.cursor, blueprint.spec.gateway
     slots["status"] = [initial[s.spec.initial] for s in blueprint.slots]
+    slots["role"] = [ROLE_NAMES.index(s.spec.role) for s in blueprint.slots]
     slots["deployment"] = blueprint.initial
-    slots["free_blocks"] = records["kv_blocks"][blueprint.initial]
     slots["cap_w"] = blueprint.cap_max_w
-    engine.cursor[C_CLOSED_LOOP] = int((engine.requests["think_ps"] >= 0).any())
+    cursor[C_ON_FAILURE] = FAILURE_POLICIES.index(gateway.on_failure)
+    cursor[C_RETRIES] = gateway.retries
+    cursor[C_BACKOFF_PS] = to_ps(gateway.retry_backoff_s)
+    for slot in range(len(slots)):
+        clear_cache(engine, slot)
     return engine
-
-
-def _rows(blueprint: Blueprint, requests: RequestTable) -> Records:
-    unknown = [m for m in requests.models if m not in blueprint.models]
-    if unknown:
-        known = ", ".join(blueprint.models)
-        raise InputError("workload", f"the cluster does not have model '{unknown[0]}'", f"Use one of {known}")
-    models = np.array([blueprint.models.index(m) for m in requests.models] + [ANY_MODEL])
-    rows = np.zeros(len(requests), REQUEST)
-    for name in ("follower", "slot", "admit_ps", "first_token_ps", "finish_ps", "link"):
-        rows[name] = -1
-    rows["arrival_ps"] = requests.arrival_ps
-    rows["prompt"] = requests.prompt_tokens
-    rows["output"] = requests.output_tokens
-    rows["timeout_ps"] = requests.timeout_ps
-    rows["model"] = models[requests.model]
-    rows["follower"], rows["think_ps"] = _followers(requests)
-    return rows
-
-
-def _followers(requests: RequestTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The next request of each one's session, and the think times that have a predecessor to wait for."""
-    think_ps = requests.think_ps.copy()
-    follower = np.full(len(requests), -1, np.int64)
-    if (think_ps >= 0).any():
-        order = np.argsort(requests.session, kind="stable")
-        same = requests.session[order[1:]] == requests.session[order[:-1]]
-        follower[order[:-1][same]] = order[1:][same]
-        first = np.ones(len(requests), bool)
-        first[order[1:][same]] = False
-        think_ps[first] = -1
-    return follower, think_ps

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from .catalog import Catalog
 from .errors import InputError
-from .kernels.state import DEPLOYMENT, F64, I64, Records
+from .kernels.state import DEPLOYMENT, UNITS_PER_W, Tables
 from .kernels.tables import IterationCost, PowerCoefficients
-from .performance import iteration_cost, kv_capacity_tokens, load_time_s, wake_time_s
+from .performance import iteration_cost, kv_capacity_tokens
 from .power import power_coefficients
 from .topology import EngineSpec, Slot
+from .transfers import kv_transfer_s, load_time_s, wake_time_s
+from .units import to_ps
 
 AVERAGING_FROM_S = 0.5
 
@@ -31,6 +33,8 @@ class Deployment:
         max_model_len: Longest request, tokens.
         load_s: Time from empty to serving.
         wake_s: Time from sleeping to serving.
+        kv_transfer_ps: Time that the KV cache of one token takes to another server.
+        kv_transfer_latency_ps: What is added to that once for a prompt.
     """
 
     model: int
@@ -40,6 +44,8 @@ class Deployment:
     max_model_len: int
     load_s: float
     wake_s: float
+    kv_transfer_ps: int
+    kv_transfer_latency_ps: int
 
 
 def deploy(
@@ -59,13 +65,13 @@ def deploy(
     Raises:
         InputError: A slot's own model does not fit it, or a slot can hold none of the models.
     """
-    found: dict[tuple[str, int, str], int] = {}
+    found: dict[tuple[str, int, int, bool, str], int] = {}
     made: list[Deployment] = []
     index = np.full((len(slots), len(models)), -1, np.int64)
     for r, slot in enumerate(slots):
         refusals: list[InputError] = []
         for m, name in enumerate(models):
-            key = (slot.spec.gpu, slot.spec.tp, name)
+            key = (slot.spec.gpu, slot.spec.tp, slot.spec.pp, slot.spec.ep, name)
             if key not in found:
                 _look_up(catalog, slot, name)
                 try:
@@ -94,34 +100,47 @@ def _look_up(catalog: Catalog, slot: Slot, model: str) -> None:
 
 
 def _deployment(number: int, name: str, slot: Slot, engine: EngineSpec, catalog: Catalog) -> Deployment:
-    model, gpu, tp = catalog.model(name), catalog.gpu(slot.spec.gpu), slot.spec.tp
-    capacity = kv_capacity_tokens(model, gpu, tp, engine.gpu_memory_utilization)
+    model, gpu, tp, pp = catalog.model(name), catalog.gpu(slot.spec.gpu), slot.spec.tp, slot.spec.pp
+    capacity = kv_capacity_tokens(model, gpu, tp, engine.gpu_memory_utilization, pp)
     return Deployment(
         model=number,
-        cost=iteration_cost(model, gpu, tp, engine.max_num_batched_tokens),
-        power=power_coefficients(model, gpu, tp),
+        cost=iteration_cost(model, gpu, tp, engine.max_num_batched_tokens, pp, slot.spec.ep),
+        power=power_coefficients(model, gpu, tp, pp),
         kv_blocks=capacity // engine.block_size,
         max_model_len=min(engine.max_model_len or model.max_model_len, model.max_model_len),
-        load_s=load_time_s(model, gpu, tp),
-        wake_s=wake_time_s(model, gpu, tp),
+        load_s=load_time_s(model, gpu, tp, pp),
+        wake_s=wake_time_s(model, gpu, tp, pp, engine.sleep_level),
+        kv_transfer_ps=to_ps(kv_transfer_s(model, gpu, tp, pp)),
+        kv_transfer_latency_ps=to_ps(gpu.host.network_latency_s),
     )
 
 
-def stack(deployments: Sequence[Deployment], engine: EngineSpec) -> tuple[Records, I64, F64, F64]:
-    """The deployments as the engine's arrays: records, iteration costs, clock ladders and thermal poles."""
+def stack(deployments: Sequence[Deployment], engine: EngineSpec) -> Tables:
+    """The deployments as the engine's arrays."""
     costs, powers = [d.cost for d in deployments], [d.power for d in deployments]
     records = np.zeros(len(deployments), DEPLOYMENT)
     for name in ("kv_blocks", "max_model_len", "model"):
         records[name] = [getattr(d, name) for d in deployments]
     for name in ("kv_read_ps", "attention_ps"):
         records[name] = [getattr(c, name) for c in costs]
-    for name in ("off_w", "idle_w", "active_w", "compute_w", "memory_w", "throttle_c", "resume_c", "gpus"):
+    for name in ("throttle_c", "resume_c", "gpus"):
         records[name] = [getattr(p, name) for p in powers]
+    for name in ("off", "idle", "memory"):
+        records[f"{name}_cw"] = [round(getattr(p, f"{name}_w") * UNITS_PER_W) for p in powers]
+    records["transfer_ps"] = [d.kv_transfer_ps for d in deployments]
+    records["transfer_latency_ps"] = [d.kv_transfer_latency_ps for d in deployments]
     records["averaging"] = [p.meter_window_s >= AVERAGING_FROM_S for p in powers]
+    records["watermark"] = [int(engine.watermark * d.kv_blocks) for d in deployments]
     records["max_num_seqs"] = engine.max_num_seqs
     records["max_batched_tokens"] = engine.max_num_batched_tokens
     records["block_size"] = engine.block_size
-    cost = np.stack([(c.fixed_ps, c.compute_ps, c.memory_ps) for c in costs])
-    ladder = np.stack([(p.clock_ratio, p.scale) for p in powers])
-    thermal = np.stack([(p.thermal_r_k_per_w, np.exp(-1.0 / p.thermal_tau_s)) for p in powers])
-    return records, cost, ladder, thermal
+    records["by_priority"] = engine.scheduling_policy == "priority"
+    running_w = np.array([p.idle_w + p.scale * p.active_w for p in powers])
+    compute_w = np.array([p.scale * p.compute_w for p in powers])
+    return Tables(
+        deployments=records,
+        cost=np.stack([(c.fixed_ps, c.compute_ps, c.memory_ps) for c in costs]),
+        ladder=np.stack([(p.clock_ratio, p.scale) for p in powers]),
+        watt=np.rint(np.stack([running_w, compute_w], axis=1) * UNITS_PER_W).astype(np.int64),
+        thermal=np.stack([(p.thermal_r_k_per_w, np.exp(-1.0 / p.thermal_tau_s)) for p in powers]),
+    )

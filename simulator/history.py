@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .kernels.state import BIN, BINS, Records
 
-ADDED_UP = ("energy_j", "prompt_tokens", "output_tokens")
+ADDED_UP = ("energy", "prompt_tokens", "output_tokens")
 
 
 class History:
@@ -49,9 +49,9 @@ class History:
         """A column of the record.
 
         Args:
-            name: One of the engine's bin columns: ``energy_j`` (J in that second, so also the mean W), ``metered_w``,
-                ``temperature_c``, ``clock_ratio``, ``running``, ``waiting``, ``kv_used``, ``prompt_tokens``,
-                ``output_tokens``; or ``status``.
+            name: One of the engine's bin columns: ``energy_j`` (J in that second, so also the mean W), ``energy`` (the
+                same exactly, in units of 1e-14 J), ``metered_w``, ``temperature_c``, ``clock_ratio``, ``running``,
+                ``waiting``, ``kv_used``, ``prompt_tokens``, ``output_tokens``; or ``status``.
             last_s: Only the last so many seconds.
 
         Returns:

@@ -5,7 +5,7 @@ A slot pursues the last target it was given; a transition that has begun to load
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -50,7 +50,7 @@ class Lifecycle:
         deployments: All deployments.
         index: int64 (slots, models): deployment of each model on each slot, -1 if it does not fit.
         rng: Source of the variation of start times.
-        kv_blocks: int64 (deployments,): blocks of the KV cache, all free after a load.
+        clear_cache: Empties the KV cache of a slot, for its deployment of that time.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class Lifecycle:
         deployments: Sequence[Deployment],
         index: NDArray[np.int64],
         rng: np.random.Generator,
-        kv_blocks: NDArray[np.int64],
+        clear_cache: Callable[[int], None],
     ) -> None:
         self._world, self._slots, self._deployments, self._index = world, slots, deployments, index
-        self._rng, self._kv_blocks = rng, kv_blocks
+        self._rng, self._clear_cache = rng, clear_cache
         self.target = np.where(slots["status"] == SERVING, Target.SERVE + self._models(), 0).astype(np.int64)
         self.target[slots["status"] == SLEEPING] = Target.SLEEP
         self.target[slots["status"] == EMPTY] = Target.OFF
@@ -133,7 +133,7 @@ class Lifecycle:
         seconds = deployment.wake_s if woken else deployment.load_s
         seconds *= float(self._rng.uniform(1 - START_JITTER, 1 + START_JITTER))
         self._slots["deployment"][slot] = number
-        self._slots["free_blocks"][slot] = self._kv_blocks[number]
+        self._clear_cache(slot)
         self._set(slot, LOADING)
         self.starts += 1
         delay = round(seconds * PS_PER_S)

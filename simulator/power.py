@@ -12,13 +12,14 @@ from .performance import kv_capacity_tokens
 LADDER_STEPS = 24
 
 
-def power_coefficients(model: ModelSpec, gpu: GpuSpec, tp: int) -> PowerCoefficients:
+def power_coefficients(model: ModelSpec, gpu: GpuSpec, tp: int, pp: int = 1) -> PowerCoefficients:
     """Power coefficients of the GPUs that hold one instance of a model.
 
     Args:
         model: The model, which must fit.
         gpu: The GPU.
-        tp: GPUs of the slot.
+        tp: GPUs that share every layer.
+        pp: Pipeline stages, each of ``tp`` GPUs.
 
     Returns:
         Watts of all GPUs together, the clock ladder, limits, heat and meter.
@@ -26,24 +27,25 @@ def power_coefficients(model: ModelSpec, gpu: GpuSpec, tp: int) -> PowerCoeffici
     Raises:
         InputError: The model does not fit.
     """
-    kv_capacity_tokens(model, gpu, tp)
+    kv_capacity_tokens(model, gpu, tp, pp=pp)
+    gpus = tp * pp
     ratio, scale = clock_ladder(gpu)
     return PowerCoefficients(
-        off_w=gpu.power.off_w * tp,
-        idle_w=gpu.power.idle_w * tp,
-        active_w=gpu.power.active_w * tp,
-        compute_w=gpu.power.compute_w * tp,
-        memory_w=gpu.power.memory_w * tp,
+        off_w=gpu.power.off_w * gpus,
+        idle_w=gpu.power.idle_w * gpus,
+        active_w=gpu.power.active_w * gpus,
+        compute_w=gpu.power.compute_w * gpus,
+        memory_w=gpu.power.memory_w * gpus,
         clock_ratio=ratio,
         scale=scale,
-        cap_min_w=gpu.cap_min_w * tp,
-        cap_max_w=gpu.cap_max_w * tp,
+        cap_min_w=gpu.cap_min_w * gpus,
+        cap_max_w=gpu.cap_max_w * gpus,
         meter_window_s=gpu.meter.window_s,
         thermal_r_k_per_w=np.array(gpu.thermal.resistance_k_per_w),
         thermal_tau_s=np.array(gpu.thermal.tau_s),
         throttle_c=gpu.thermal.throttle_c,
         resume_c=gpu.thermal.resume_c,
-        gpus=tp,
+        gpus=gpus,
     )
 
 

@@ -1,7 +1,7 @@
 """Where things stand: facility → row → rack → server → slot → GPU.
 
-A slot is a fixed group of GPUs of one server that can hold one model instance (tensor parallel over the group); it is
-the unit of control everywhere.
+A slot is a fixed group of GPUs of one server that can hold one model instance (tensor parallel within each stage of a
+pipeline); it is the unit of control everywhere.
 """
 
 from __future__ import annotations
@@ -23,8 +23,13 @@ class ServerSpec(_Spec):
 
     gpu: str = Field(description="Name in the catalogue.")
     gpus: int = Field(default=8, ge=1, le=16, description="GPUs in the server.")
-    tp: int = Field(default=1, ge=1, description="GPUs per slot (tensor parallelism).")
+    tp: int = Field(default=1, ge=1, description="GPUs that share every layer (tensor parallelism).")
+    pp: int = Field(default=1, ge=1, description="Pipeline stages; a slot has `tp` times `pp` GPUs.")
+    ep: bool = Field(default=False, description="Whether experts of a mixture are spread whole over the `tp` GPUs.")
     model: str | None = Field(default=None, description="Model that the slots hold at the start.")
+    role: Literal["mixed", "prefill", "decode"] = Field(
+        default="mixed", description="Part in disaggregated serving; `mixed` slots do all."
+    )
     initial: Literal["serving", "sleeping", "empty"] = Field(default="serving", description="State at the start.")
     inlet_c: float = Field(default=24.0, ge=-20, le=60, description="Inlet temperature at no load, °C.")
     inlet_k_per_kw: float = Field(default=0.5, ge=0, description="Rise of the inlet by the server's own heat, K/kW.")
@@ -32,10 +37,13 @@ class ServerSpec(_Spec):
 
     @model_validator(mode="after")
     def _slots_fit(self) -> ServerSpec:
-        if self.gpus % self.tp:
+        if self.gpus % (self.tp * self.pp):
             fitting = ", ".join(str(n) for n in range(1, self.gpus + 1) if self.gpus % n == 0)
+            slot, size = (
+                (f"tp {self.tp}", "a tp") if self.pp == 1 else (f"tp {self.tp} times pp {self.pp}", "a product")
+            )
             raise ValueError(
-                f"tp {self.tp} cannot be laid on a server of {self.gpus} GPUs; use a tp of {fitting}, or more GPUs"
+                f"{slot} cannot be laid on a server of {self.gpus} GPUs; use {size} of {fitting}, or more GPUs"
             )
         if self.model is None and self.initial != "empty":
             raise ValueError(f"initial '{self.initial}' needs a model; name one, or use initial = \"empty\"")
@@ -80,13 +88,21 @@ class AirSpec(_Spec):
 
 
 class EngineSpec(_Spec):
-    """Limits of the serving engine, named as in vLLM."""
+    """Limits and policies of the serving engine, named as in vLLM where it has them."""
 
     max_num_seqs: int = Field(default=256, ge=1, le=4096)
     max_num_batched_tokens: int = Field(default=2048, ge=16, le=65536)
     block_size: int = Field(default=16, ge=1, le=256)
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     max_model_len: int | None = Field(default=None, ge=1, description="Context limit; the model's own by default.")
+    scheduling_policy: Literal["fcfs", "priority"] = Field(default="fcfs", description="Order of the waiting queue.")
+    enable_prefix_caching: bool = Field(
+        default=True, description="Keep KV blocks of shared prefixes, as far as the workload says what is shared."
+    )
+    watermark: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the KV blocks that admission leaves free (0.01 in vLLM's V0)."
+    )
+    sleep_level: Literal[1, 2] = Field(default=2, description="Weights of a sleeper: 1 in host memory, 2 dropped.")
 
     @model_validator(mode="after")
     def _budget_holds_decodes(self) -> EngineSpec:
@@ -98,6 +114,17 @@ class EngineSpec(_Spec):
         return self
 
 
+class GatewaySpec(_Spec):
+    """What happens to requests that fail or wait too long."""
+
+    on_failure: Literal["fail", "retry", "restart"] = Field(
+        default="retry",
+        description="Requests of a slot that fails: they fail; those that streamed nothing go elsewhere; or all do.",
+    )
+    retries: int = Field(default=0, ge=0, le=16, description="How often a client that timed out sends again.")
+    retry_backoff_s: float = Field(default=1.0, ge=0, description="Pause before the first retry; doubles each time.")
+
+
 class ClusterSpec(_Spec):
     """The facility."""
 
@@ -105,6 +132,7 @@ class ClusterSpec(_Spec):
     models: tuple[str, ...] = Field(default=(), description="Models that may be loaded; by default those in place.")
     air: AirSpec = AirSpec()
     engine: EngineSpec = EngineSpec()
+    gateway: GatewaySpec = GatewaySpec()
 
     def served_models(self) -> tuple[str, ...]:
         """Names of all models that slots may hold, those of ``models`` first."""
@@ -142,7 +170,7 @@ def lay_out(cluster: ClusterSpec) -> tuple[Slot, ...]:
             for server_number, spec in enumerate(rack.servers):
                 field = f"cluster.rows[{row_number}].racks[{rack_number}].servers[{server_number}]"
                 for _ in range(spec.count):
-                    for number in range(spec.gpus // spec.tp):
+                    for number in range(spec.gpus // (spec.tp * spec.pp)):
                         name = f"row{row_number}/rack{racks}/server{servers}/slot{number}"
                         slots.append(Slot(name, row_number, racks, servers, spec, field))
                     servers += 1

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from llmcluster.simulator.kernels.prefix import clear_cache
 from llmcluster.simulator.kernels.state import (
     BIN_PS,
-    C_CLOSED_LOOP,
+    C_COUPLED,
+    C_ROUTER,
     DEPLOYMENT,
     FINISHED,
     PENDING,
@@ -22,6 +24,8 @@ from llmcluster.simulator.kernels.state import (
     SERVING,
     TIMED_OUT,
     Engine,
+    Limits,
+    Tables,
     allocate,
 )
 
@@ -282,15 +286,22 @@ class Oracle:
         steps = len(self.table.clock)
         top = min(self.limit, steps // 4) if self.throttled else self.limit
         for step in range(top, 0, -1):
-            busy = compute / self.table.clock[step]
-            if self.power(step, fixed + max(busy, memory), busy, memory) <= self.cap:
+            busy = round(compute / self.table.clock[step])
+            running, computing, reading = self.watts(step)
+            total = fixed + max(busy, memory)
+            if running * total + computing * busy + reading * memory <= math.floor(self.cap * 100) * total:
                 return step
         return 0
 
-    def power(self, step: int, total: float, compute: float, memory: float) -> float:
+    def watts(self, step: int) -> tuple[int, int, int]:
+        """Centiwatts while an iteration runs, and more at full use of compute and of memory."""
         table = self.table
-        clocked = table.scale[step] * (table.active_w + table.compute_w * (compute / total))
-        return table.idle_w + clocked + table.memory_w * (memory / total)
+        running = round((table.idle_w + table.scale[step] * table.active_w) * 100)
+        return running, round(table.scale[step] * table.compute_w * 100), round(table.memory_w * 100)
+
+    def power(self, step: int, total: int, compute: int, memory: int) -> float:
+        running, computing, reading = self.watts(step)
+        return (running * total + computing * compute + reading * memory) / total / 100
 
     # --------------------------------------------------------------------------------------------------- seconds
 
@@ -321,7 +332,7 @@ class Oracle:
         second.closed = True
 
 
-def compiled(tables: Table | list[Table], jobs: list[Job], router: int = 1, cap_w: float = 1e9) -> Engine:
+def compiled(tables: Table | list[Table], jobs: list[Job], router: int = 1, cap_w: float = 1e4) -> Engine:
     """The compiled engine at time zero with a serving slot per table; layout only, no behaviour.
 
     The tables may differ in everything but the budget of tokens, the block size and the length of the ladder.
@@ -329,27 +340,35 @@ def compiled(tables: Table | list[Table], jobs: list[Job], router: int = 1, cap_
     tables = tables if isinstance(tables, list) else [tables]
     records = np.zeros(len(tables), DEPLOYMENT)
     for name in DEPLOYMENT.names or ():
-        if name not in ("gpus", "model"):
+        if hasattr(tables[0], name):
             records[name] = [getattr(t, name) for t in tables]
+    for name in ("off", "idle", "memory"):
+        records[f"{name}_cw"] = [round(getattr(t, f"{name}_w") * 100) for t in tables]
     records["gpus"] = 1
     cost = np.array([(t.fixed_ps, t.compute_ps, t.memory_ps) for t in tables], np.int64)
     ladder = np.array([(t.clock, t.scale) for t in tables])
+    running = np.array([[t.idle_w + f * t.active_w for f in t.scale] for t in tables])
+    computing = np.array([[f * t.compute_w for f in t.scale] for t in tables])
+    watt = np.rint(np.stack([running, computing], axis=1) * 100).astype(np.int64)
     thermal = np.array([(t.resistance, t.decay) for t in tables])
     rows = np.zeros(len(jobs), REQUEST)
     for name in ("slot", "admit_ps", "first_token_ps", "finish_ps", "link", "model"):
         rows[name] = -1
     for name, ours in (("arrival_ps", "arrival"), ("timeout_ps", "timeout"), ("think_ps", "think")):
         rows[name] = [getattr(job, ours) for job in jobs]
+    rows["sent_ps"] = rows["arrival_ps"]
     for name in ("prompt", "output", "follower"):
         rows[name] = [getattr(job, name) for job in jobs]
-    limits = max(t.max_num_seqs for t in tables), tables[0].block_size
-    engine = allocate(records, cost, ladder, thermal, rows, len(tables), limits)
-    engine.router[0] = router
-    engine.cursor[C_CLOSED_LOOP] = any(job.think >= 0 for job in jobs)
+    limits = Limits(max(t.max_num_seqs for t in tables), tables[0].block_size)
+    hashes = np.zeros(1, np.int64)
+    engine = allocate(Tables(records, cost, ladder, watt, thermal), rows, hashes, len(tables), limits)
+    engine.cursor[C_ROUTER] = router
+    engine.cursor[C_COUPLED] = any(job.think >= 0 for job in jobs)
     slots = engine.slots
     slots["status"] = SERVING
     slots["deployment"] = range(len(tables))
-    slots["free_blocks"] = records["kv_blocks"]
     slots["inlet_c"] = [t.inlet_c for t in tables]
     slots["cap_w"] = cap_w
+    for slot in range(len(tables)):
+        clear_cache(engine, slot)
     return engine

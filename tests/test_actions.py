@@ -14,6 +14,7 @@ from llmcluster import InputError, LLMClusterEnv
 from llmcluster.envs.actions import KEEP, NOWHERE, ROUTERS, SERVE, SLEEP, ClusterAction
 from llmcluster.envs.codec import LOWEST_CLOCK, ActionCodec
 from llmcluster.envs.telemetry import Fleet, Telemetry
+from llmcluster.simulator.kernels.state import C_ROUTER
 
 GROUPS = ("route", "cap", "clock", "lifecycle", "place")
 SUBSETS = [subset for size in range(1, 6) for subset in combinations(GROUPS, size)]
@@ -224,7 +225,7 @@ def test_a_router_alone_is_set(running: LLMClusterEnv) -> None:
     running.plant.apply(ClusterAction(router="round-robin", route_weight=np.array([0.25, 1.0])))
     running.plant.apply(ClusterAction(router="least-outstanding"))
     engine = running.plant.cluster.engine
-    assert engine.router[0] == ROUTERS.index("least-outstanding")
+    assert engine.cursor[C_ROUTER] == ROUTERS.index("least-outstanding")
     assert engine.slots["route_weight"].tolist() == [0.25, 1.0]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from llmcluster.simulator.cluster import Blueprint, Cluster
 from llmcluster.simulator.kernels.cluster import advance
-from llmcluster.simulator.kernels.state import BIN_PS, FINISHED, REJECTED, TIMED_OUT, Engine
+from llmcluster.simulator.kernels.state import BIN_PS, FINISHED, REJECTED, TIMED_OUT, Engine, Tables
 from llmcluster.simulator.topology import ClusterSpec
 from llmcluster.simulator.workload.table import RequestTable
 from llmcluster.tests.oracle import Job, Oracle, Table, compiled
@@ -33,7 +33,7 @@ def ms(engine: Engine, row: int) -> tuple[float, float, float]:
 
 def served(table: Table, *jobs: Job) -> Engine:
     engine = compiled(table, list(jobs))
-    advance(engine, END)
+    advance(engine, END, True)
     return engine
 
 
@@ -112,11 +112,11 @@ def test_a_prefill_that_finds_no_block_starts_over() -> None:
 def test_a_cap_that_changes_in_mid_decode() -> None:
     table = Table.linear(10 * MS, 20 * MS, 5 * MS, clock=(0.5, 1.0), scale=(0.25, 1.0))
     engine = compiled(table, [job(0, 1, 4)])
-    advance(engine, 70 * MS)
+    advance(engine, 70 * MS, True)
     # 50 + 100 + 200 × 20/30 + 50 × 5/30 W at the full clock, 50 + (100 + 200 × 40/50)/4 + 50 × 5/50 W at half of it.
     full, half = 50 + 100 + 400 / 3 + 25 / 3, 50 + 65 + 5
     engine.slots["cap_w"], engine.slots["governed"] = half, 0
-    advance(engine, END)
+    advance(engine, END, True)
     # The iteration in flight, 60 to 90, is not slowed; the next one takes 10 + 40.
     assert ms(engine, 0) == (0, 30, 140)
     assert engine.bins["energy_j"][0, 0] == pytest.approx(0.09 * full + 0.05 * half + 0.86 * 50, rel=1e-12)
@@ -125,7 +125,7 @@ def test_a_cap_that_changes_in_mid_decode() -> None:
 def test_the_lowest_clock_serves_where_no_clock_keeps_to_the_cap() -> None:
     table = Table.linear(10 * MS, 20 * MS, 5 * MS, clock=(0.5, 1.0), scale=(0.25, 1.0))
     engine = compiled(table, [job(0, 1, 1)], cap_w=1.0)
-    advance(engine, END)
+    advance(engine, END, True)
     assert ms(engine, 0) == (0, 50, 50)
 
 
@@ -137,11 +137,11 @@ def test_an_arrival_on_a_boundary_joins_there_and_a_picosecond_later_it_does_not
     second = Job(38 * MS + late_ps, 2, 2)
     engine = compiled(PLAIN, [job(0, 4, 3), second])
     if sliced:
-        advance(engine, 38 * MS)
+        advance(engine, 38 * MS, True)
         assert engine.slots["now_ps"][0] == 38 * MS and engine.slots["flight_end_ps"][0] == -1
-        advance(engine, 38 * MS + 1)
+        advance(engine, 38 * MS + 1, True)
         assert engine.slots["flight_end_ps"][0] == 59 * MS
-    advance(engine, END)
+    advance(engine, END, True)
     assert ms(engine, 0) == (0, 18, 59)
     assert ms(engine, 1)[0] == admitted
 
@@ -184,10 +184,10 @@ def test_a_preemption_does_not_finish_a_batch_before_its_bound() -> None:
     slow = tuple((0, 5, 100)[min(t, 2)] * MS for t in range(65))
     table = Table(tuple([10 * MS] * 65), tuple([0] * 65), slow, block_size=2, kv_blocks=6, max_num_seqs=2)
     engine = compiled(table, [job(0, 2, 10), job(0, 2, 10)])
-    advance(engine, 120 * MS)
+    advance(engine, 120 * MS, True)
     # Prefill to 110. Two more blocks each, at 110 and 330, then at 550 one block too few: the second has to go.
     assert engine.slots["bound_ps"][0] <= 110 * MS + 4 * 110 * MS + 5 * 15 * MS
-    advance(engine, END)
+    advance(engine, END, True)
     assert ms(engine, 0) == (0, 110, 110 + 4 * 110 + 5 * 15)
 
 
@@ -195,9 +195,9 @@ def test_a_preemption_does_not_finish_a_batch_before_its_bound() -> None:
 def test_a_finish_at_the_very_instant_of_an_arrival_counts_for_its_route(early_ps: int, slot: int) -> None:
     """The second is done on slot 1 at 59, as in the case of one request; before that both slots have one."""
     engine = compiled([PLAIN, PLAIN], [job(0, 4, 30), job(0, 4, 3), Job(59 * MS - early_ps, 1, 1)])
-    advance(engine, 45 * MS)
+    advance(engine, 45 * MS, True)
     assert engine.slots["bound_ps"][1] == 59 * MS
-    advance(engine, END)
+    advance(engine, END, True)
     assert engine.requests["slot"].tolist() == [0, 1, slot]
 
 
@@ -214,7 +214,7 @@ def test_requests_that_can_never_fit_are_rejected() -> None:
 def test_heat_follows_the_power_of_whole_seconds() -> None:
     table = replace(PLAIN, resistance=(0.1, 0.2), decay=(0.0, 0.5))
     engine = compiled(table, [])
-    advance(engine, 3 * BIN_PS)
+    advance(engine, 3 * BIN_PS, True)
     # 50 W: the first pole is at 5 K at once, the second halves its distance to 10 K each second.
     assert engine.bins["temperature_c"][:3, 0].tolist() == pytest.approx([25 + 5 + 5, 25 + 5 + 7.5, 25 + 5 + 8.75])
 
@@ -223,7 +223,7 @@ def test_the_throttle_acts_on_the_next_iteration_and_releases_below() -> None:
     """At the full clock 350 W, throttled to a quarter of the ladder 50 + 300/4 = 125 W; one pole of 0.1 K/W at once."""
     table = Table.linear(2, 500 * MS - 1, 0, resistance=(0.1, 0.0), decay=(0.0, 0.0), throttle_c=50.0, resume_c=40.0)
     engine = compiled(table, [Job(0, 1, 5)])
-    advance(engine, 10 * BIN_PS)
+    advance(engine, 10 * BIN_PS, True)
     # Two iterations of 500 ms heat the die to 60 °C; the third runs at half the clock and takes the whole next second,
     # in which the die cools to 37.5 °C; the fourth and fifth heat it again.
     assert engine.requests["first_token_ps"][0] == 500 * MS + 1
@@ -238,7 +238,7 @@ def test_a_meter_that_does_not_average_shows_the_iteration_at_the_end_of_the_sec
     table = Table.linear(10 * MS, 90 * MS, 0, kv_read_ps=5 * MS, averaging=False)
     engine = compiled(table, [job(0, 1, 15)])
     for stop in [*stops_ms, 3000]:
-        advance(engine, stop * MS)
+        advance(engine, stop * MS, True)
     assert engine.bins["metered_w"][:3, 0].tolist() == pytest.approx([50 + 100 + 180 + 25, 50, 50], rel=1e-12)
 
 
@@ -250,8 +250,8 @@ def test_the_cluster_passes_its_tables_to_the_engine() -> None:
         }
     )
     stacked = compiled(PLAIN, [])
-    arrays = (stacked.deployments, stacked.cost, stacked.ladder, stacked.thermal)
-    blueprint = replace(Blueprint.of(spec), stacked=arrays)
+    tables = Tables(stacked.deployments, stacked.cost, stacked.ladder, stacked.watt, stacked.thermal)
+    blueprint = replace(Blueprint.of(spec), tables=tables)
     requests = RequestTable.from_columns([0, 20 * MS], [4, 2], [3, 2])
     cluster = Cluster(blueprint, requests, np.random.default_rng(0))
     cluster.advance(END)

@@ -1,4 +1,4 @@
-"""Iteration times, capacities and loading: figures worked by hand, monotony, and measurements to hold to."""
+"""Iteration times and capacities: figures worked by hand, monotony, and measurements to hold to."""
 
 from __future__ import annotations
 
@@ -11,13 +11,8 @@ from hypothesis import strategies as st
 
 from llmcluster.simulator.catalog import Catalog
 from llmcluster.simulator.errors import InputError
-from llmcluster.simulator.performance import (
-    iteration_cost,
-    kv_capacity_tokens,
-    load_time_s,
-    tensor_parallel_sizes,
-    wake_time_s,
-)
+from llmcluster.simulator.parallelism import pipeline_stages, tensor_parallel_sizes
+from llmcluster.simulator.performance import iteration_cost, kv_bytes_per_gpu, kv_capacity_tokens
 
 CATALOG = Catalog.builtin()
 TOKENS = 2048
@@ -33,6 +28,11 @@ def fits(model, gpu, tp):
 PAIRS = itertools.product(CATALOG.models.values(), CATALOG.gpus.values())
 FITTING = [(m, g, tp) for m, g in PAIRS for tp in tensor_parallel_sizes(m) if fits(m, g, tp)]
 COSTS = {(m.name, g.name, tp): iteration_cost(m, g, tp, TOKENS) for m, g, tp in FITTING}
+ON_SOME = [d for d in FITTING if d[1].name in ("H100-80GB", "A40")]
+MIXTURES = [d for d in ON_SOME if d[0].experts > 1]
+STAGED = [iteration_cost(*d, TOKENS, pp) for d in ON_SOME for pp in (2, 3, 8)]
+SPREAD = [iteration_cost(*d, TOKENS, pp, ep=True) for d in MIXTURES for pp in (1, 3)]
+ALL = [*COSTS.values(), *STAGED, *SPREAD]
 
 
 def iteration_ms(cost, tokens, kv=0, pairs=0, clock=1.0):
@@ -45,7 +45,7 @@ def decode_ms(model, gpu, tp, batch, context):
     return iteration_ms(cost, batch, batch * context, batch * context)
 
 
-deployments = st.sampled_from(list(COSTS.values()))
+deployments = st.sampled_from(ALL)
 tokens = st.integers(1, TOKENS)
 contexts = st.integers(0, 10**6)
 
@@ -63,8 +63,8 @@ def test_a_higher_clock_is_never_slower(cost, n, context, a, b):
 
 
 def test_tables_ascend_and_are_integers():
-    assert len(COSTS) > 80
-    for cost in COSTS.values():
+    assert len(COSTS) > 80 and len(STAGED) > 60 and len(SPREAD) >= 8
+    for cost in ALL:
         for table in (cost.fixed_ps, cost.compute_ps, cost.memory_ps):
             assert table.shape == (TOKENS + 1,) and table.dtype == np.int64
             assert table[0] >= 0 and np.all(np.diff(table) >= 0)
@@ -92,6 +92,122 @@ def test_tensor_parallelism_pays_for_its_all_reduces():
     assert two.memory_ps[1] == pytest.approx(2 * four.memory_ps[1], rel=1e-3)
     each_s = 12e-6 + 2 * 3 / 4 * 100 * 8192 * 2 / (450e9 * 0.7)
     assert four.fixed_ps[100] == pytest.approx((1.7e-3 + 100 * 32e-6 + 2 * 80 * each_s) * 1e12, abs=1)
+
+
+@pytest.mark.parametrize("deployment", FITTING, ids=lambda d: f"{d[0].name}-{d[1].name}-{d[2]}")
+def test_without_stages_and_spread_experts_the_tables_are_those_of_the_plain_roofline(deployment):
+    """The formula that the shipped results were made with, written out: the tables must not move by a picosecond."""
+    model, gpu, tp = deployment
+    cost, timing, t = COSTS[model.name, gpu.name, tp], gpu.timing, np.arange(TOKENS + 1, dtype=np.float64)
+    compute = 2 * (model.active_parameters - model.lookup_parameters) * t
+    compute /= gpu.flop_per_s(model.dtype_bytes) * timing.compute_efficiency * tp
+    bytes_per_s = gpu.memory_bytes_per_s * timing.memory_efficiency
+    memory = np.array([model.streamed_parameters(n) for n in range(TOKENS + 1)]) * model.dtype_bytes / tp / bytes_per_s
+    memory[0] = 0
+    unhidden = timing.overlap_loss * np.minimum(compute, memory)
+    moved = 2 * (tp - 1) / tp * t * model.hidden * 2
+    each = timing.message_s + moved / (gpu.link_bytes_per_s * timing.link_efficiency)
+    fixed = timing.step_s + timing.sequence_s * np.minimum(t, 256) + (2 * model.layers * each if tp > 1 else 0)
+    for table, seconds in zip(cost, (fixed, compute + unhidden, memory + unhidden), strict=False):
+        assert np.array_equal(table, np.rint(seconds * 1e12).astype(np.int64))
+    assert cost.kv_read_ps == round(kv_bytes_per_gpu(model, tp) / bytes_per_s * 1e12)
+    attention_flop_per_s = gpu.bf16_flop_per_s * timing.attention_efficiency
+    assert cost.attention_ps == round(
+        4 * model.layers * model.heads * model.head_dim / tp / attention_flop_per_s * 1e12
+    )
+
+
+def test_a_pipeline_worked_by_hand():
+    """Four stages of 20 layers on two GPUs each: four micro-batches of 50 tokens, three messages for each."""
+    model, gpu = CATALOG.model("Llama-3.1-70B"), CATALOG.gpu("H100-80GB")
+    cost = iteration_cost(model, gpu, 2, pp=4)
+    table = 128_256 * 8192
+    compute_s = 4 * 2 * (70_553_706_496 - table) / 4 * 50 / (2 * 989.4e12 * 0.65)
+    last = (70_553_706_496 - 2 * table) / 4 + table
+    memory_s = 4 * last * 2 / 2 / (3.35e12 * 0.834)
+    assert cost.compute_ps[200] == pytest.approx((compute_s + 0.71 * min(compute_s, memory_s)) * 1e12, abs=1)
+    assert cost.memory_ps[200] == pytest.approx((memory_s + 0.71 * min(compute_s, memory_s)) * 1e12, abs=1)
+    for batch, sequences in ((50, 50), (500, 256 / 4)):
+        activations_s = batch * 8192 * 2 / (450e9 * 0.7)
+        stage_s = 1.7e-3 + sequences * 32e-6 + 20 * 2 * (12e-6 + activations_s)
+        hand_on_s = 2 * 12e-6 + 2 * activations_s
+        assert cost.fixed_ps[4 * batch] == pytest.approx((4 * stage_s + 3 * hand_on_s) * 1e12, abs=1)
+    assert cost.kv_read_ps == round(327_680 / 2 / 4 / (3.35e12 * 0.834) * 1e12)
+    uneven, whole = iteration_cost(model, gpu, 2, TOKENS, 3), iteration_cost(model, gpu, 2, TOKENS)
+    assert uneven.attention_ps == pytest.approx(whole.attention_ps * 27 / 80, abs=1)
+
+
+def test_spread_experts_worked_by_hand():
+    """16 tokens on 128 experts, 32 on each of four GPUs: 64.39 % touched, 23.39 on the busiest; 37.6 pairs there."""
+    model, gpu = CATALOG.model("Qwen3-30B-A3B"), CATALOG.gpu("H100-80GB")
+    cost = iteration_cost(model, gpu, 4, ep=True)
+    expert, table = 3 * 2048 * 768 * 48, 151_936 * 2048
+    outside = 30_532_122_624 - table - 128 * expert
+    touched = 1 - (15 / 16) ** 16
+    experts = 32 * touched + 1.029375 * (32 * touched * (1 - touched)) ** 0.5
+    pairs = 32 + 1.029375 * (32 * 120 / 127) ** 0.5
+    memory_s = (outside / 4 + experts * expert) * 2 / (3.35e12 * 0.834)
+    compute_s = 2 * (outside / 4 * 16 + pairs * expert) / (989.4e12 * 0.65)
+    assert cost.memory_ps[16] == pytest.approx((memory_s + 0.71 * compute_s) * 1e12, rel=1e-6)
+    assert cost.compute_ps[16] == pytest.approx((compute_s + 0.71 * compute_s) * 1e12, rel=1e-6)
+    reduced_s = 12e-6 + 2 * 3 / 4 * 16 * 2048 * 2 / (450e9 * 0.7)
+    sent_s = 12e-6 + 16 / 4 * 8 * 3 / 4 * 2048 * 2 / (450e9 * 0.7)
+    assert cost.fixed_ps[16] == pytest.approx((1.7e-3 + 16 * 32e-6 + 48 * (reduced_s + 2 * sent_s)) * 1e12, abs=1)
+
+
+@pytest.mark.parametrize("pp", [1, 2])
+@pytest.mark.parametrize("deployment", MIXTURES, ids=lambda d: f"{d[0].name}-{d[1].name}-{d[2]}")
+def test_uneven_experts_cost_most_where_tokens_are_few(deployment, pp):
+    sliced = iteration_cost(*deployment, TOKENS, pp)
+    spread = iteration_cost(*deployment, TOKENS, pp, ep=True)
+    if deployment[2] == 1:
+        for table, other in zip(sliced, spread, strict=True):
+            assert np.array_equal(table, other)
+        return
+    for name in ("compute_ps", "memory_ps"):
+        extra = getattr(spread, name)[1:] / getattr(sliced, name)[1:]
+        assert (extra >= 1).all() and extra[0] > 1.1 and extra[-1] < 1.05
+
+
+@pytest.mark.parametrize(("tp", "chosen", "dearer"), [(2, 8, True), (8, 8, True), (8, 2, False)])
+def test_spreading_experts_pays_where_a_token_has_fewer_of_them_than_there_are_gpus(tp, chosen, dearer):
+    model, gpu = CATALOG.model("Qwen3-30B-A3B"), CATALOG.gpu("H100-80GB")
+    active = model.active_parameters + (chosen - 8) * model.expert_parameters
+    model = model.model_copy(update={"experts_per_token": chosen, "active_parameters": active})
+    sliced, spread = iteration_cost(model, gpu, tp), iteration_cost(model, gpu, tp, ep=True)
+    assert (spread.fixed_ps[-1] > sliced.fixed_ps[-1]) == dearer
+    if tp == chosen:
+        assert spread.fixed_ps[1:] - sliced.fixed_ps[1:] == pytest.approx(48 * 12e-6 * 1e12, abs=2)
+
+
+def test_the_first_sequences_of_a_pipeline_fill_it():
+    """One sequence takes a lap through all stages; a second and a third pass beside it in no more time."""
+    cost = iteration_cost(CATALOG.model("Llama-3.1-70B"), CATALOG.gpu("H100-80GB"), 2, TOKENS, 4)
+    assert len({iteration_ms(cost, n) for n in (1, 2, 3, 4)}) == 1
+    assert iteration_ms(cost, 5) > iteration_ms(cost, 4)
+
+
+@given(st.sampled_from(FITTING), st.sampled_from([2, 3, 4, 8]), st.integers(1, TOKENS // 8), st.integers(0, 20_000))
+def test_more_stages_with_as_many_sequences_each_are_never_slower_in_all(deployment, pp, batch, context):
+    model, gpu, tp = deployment
+    one, staged = COSTS[model.name, gpu.name, tp], iteration_cost(model, gpu, tp, TOKENS, pp)
+    alone_ms = iteration_ms(one, batch, batch * context, batch * context)
+    lap_ms = iteration_ms(staged, pp * batch, pp * batch * context, pp * batch * context)
+    assert pp * batch / lap_ms >= batch / alone_ms * (1 - 1e-6)
+
+
+@given(st.sampled_from(ON_SOME), st.sampled_from([2, 4, 5, 8]))
+def test_stages_share_the_work_but_not_the_weights(deployment, pp):
+    model, gpu, tp = deployment
+    one, staged = COSTS[model.name, gpu.name, tp], iteration_cost(model, gpu, tp, TOKENS, pp)
+    largest = -(-model.layers // pp) / model.layers
+    assert staged.kv_read_ps == pytest.approx(one.kv_read_ps * largest, abs=1)
+    assert staged.attention_ps == pytest.approx(one.attention_ps * largest, abs=1)
+    slowest = max(stage.read_parameters for stage in pipeline_stages(model, pp))
+    if model.experts == 1:
+        bytes_per_s = gpu.memory_bytes_per_s * gpu.timing.memory_efficiency
+        streamed_ps = pp * slowest * model.dtype_bytes / tp / bytes_per_s * 1e12
+        assert staged.memory_ps[1] >= streamed_ps >= 0.999 * (one.memory_ps[1] - one.compute_ps[1])
 
 
 @pytest.mark.parametrize(
@@ -131,23 +247,19 @@ def test_capacity_worked_by_hand():
     assert kv_capacity_tokens(model, gpu, 1, 0.5) < kv_capacity_tokens(model, gpu, 1)
 
 
-@pytest.mark.parametrize("deployment", FITTING, ids=lambda d: f"{d[0].name}-{d[1].name}-{d[2]}")
-def test_what_fits_loads_and_wakes(deployment):
+def test_the_stage_with_least_room_decides_how_much_fits():
+    """80 layers in three stages are 27, 27 and 26; the first holds the embedding beside its 27."""
+    model, gpu = CATALOG.model("Llama-3.1-70B"), CATALOG.gpu("H100-80GB")
+    table = 128_256 * 8192
+    first = ((70_553_706_496 - 2 * table) * 27 / 80 + table) * 2
+    free = 85_520_809_984 * 0.9 - first - 2e9
+    assert kv_capacity_tokens(model, gpu, 1, pp=3) == int(free / (327_680 * 27 / 80)) // 16 * 16
+
+
+@given(st.sampled_from(FITTING), st.integers(1, 8))
+def test_more_stages_hold_more(deployment, pp):
     model, gpu, tp = deployment
-    assert kv_capacity_tokens(model, gpu, tp) % 16 == 0
-    assert 0 < wake_time_s(model, gpu, tp) < load_time_s(model, gpu, tp)
-
-
-@pytest.mark.parametrize(
-    ("model", "tp"),
-    [("Llama-3.1-8B", 1), ("Qwen3-8B", 1), ("Qwen3-32B", 2), ("Llama-3.1-70B", 4), ("Qwen3-30B-A3B", 2)],
-)
-def test_loading_takes_20_to_60_seconds(model, tp):
-    assert 20 <= load_time_s(CATALOG.model(model), CATALOG.gpu("H100-80GB"), tp) <= 60
-
-
-def test_waking_an_8b_model_takes_20_seconds():
-    assert wake_time_s(CATALOG.model("Llama-3.1-8B"), CATALOG.gpu("H100-80GB"), 1) == pytest.approx(20.06, abs=0.01)
+    assert kv_capacity_tokens(model, gpu, tp, pp=pp + 1) > kv_capacity_tokens(model, gpu, tp, pp=pp)
 
 
 def test_what_does_not_fit_names_bytes_and_remedy():
@@ -157,6 +269,8 @@ def test_what_does_not_fit_names_bytes_and_remedy():
     assert error.value.where == "Llama-3.1-70B on H100-80GB with tp=1"
     assert "needs 144.4 GB on each GPU, 77.0 GB are available" in error.value.problem
     assert error.value.remedy == "Use tp=2, or a smaller model"
+    with pytest.raises(InputError, match=r"with tp=1 and pp=2: needs 73\.\d GB .*Use tp=2, or"):
+        kv_capacity_tokens(model, CATALOG.gpu("H100-80GB"), 1, 0.8, 2)
     with pytest.raises(InputError, match="smaller model or a GPU with more memory"):
         kv_capacity_tokens(model, CATALOG.gpu("H100-80GB"), 8, 0.1)
 
@@ -165,6 +279,11 @@ def test_what_does_not_fit_names_bytes_and_remedy():
 def test_tensor_parallelism_must_divide_the_heads(tp):
     with pytest.raises(InputError, match=r"cannot split 32 heads.*Use one of 1, 2, 4, 8"):
         iteration_cost(CATALOG.model("Llama-3.1-8B"), CATALOG.gpu("H200"), tp)
+
+
+def test_experts_are_spread_over_the_gpus_of_a_mixture_only():
+    with pytest.raises(InputError, match="ep: Qwen3-8B is dense"):
+        iteration_cost(CATALOG.model("Qwen3-8B"), CATALOG.gpu("H200"), 2, ep=True)
 
 
 def test_kv_heads_are_replicated_over_more_gpus_than_heads():

@@ -66,6 +66,8 @@ def test_watts_add_over_the_gpus_of_a_slot():
     one, four = power_coefficients(model, gpu, 1), power_coefficients(model, gpu, 4)
     for name in ("off_w", "idle_w", "active_w", "compute_w", "memory_w", "cap_min_w", "cap_max_w", "gpus"):
         assert getattr(four, name) == 4 * getattr(one, name)
+    staged = power_coefficients(model, gpu, 2, 2)
+    assert [np.array_equal(a, b) for a, b in zip(staged, four, strict=True)] == [True] * len(four)
     assert (one.cap_min_w, one.cap_max_w, one.meter_window_s) == (200, 700, 1.0)
 
 
@@ -121,5 +123,7 @@ def test_a100_under_a_cap_slows_as_published(cap_w, speed):
 
 
 def test_a_model_that_does_not_fit_has_no_power():
+    model, gpu = CATALOG.model("Llama-3.1-70B"), CATALOG.gpu("A100-80GB")
     with pytest.raises(InputError, match="Use tp=2"):
-        power_coefficients(CATALOG.model("Llama-3.1-70B"), CATALOG.gpu("A100-80GB"), 1)
+        power_coefficients(model, gpu, 1)
+    assert power_coefficients(model, gpu, 1, 3).gpus == 3

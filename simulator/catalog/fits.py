@@ -125,6 +125,9 @@ class HostFit(Fitted):
         start_s: Start of an engine process up to the first weight, seconds.
         warm_up_s: Memory profiling, compilation from cache and graph capture after the last weight, seconds.
         wake_s: Mapping memory back and rebuilding the KV cache in a sleeping process, seconds.
+        host_link_efficiency: Share of the host link that weights reach on their way back from the memory of the host.
+        remap_s: As ``wake_s`` where the weights wait in the memory of the host, seconds.
+        network_latency_s: Part of handing over a KV cache that does not depend on its length, seconds.
         runtime_bytes: Memory of one GPU taken by the CUDA context, activations and graphs, bytes.
         min_kv_tokens: KV cache below which a deployment counts as not fitting, tokens.
     """
@@ -133,5 +136,8 @@ class HostFit(Fitted):
     start_s: NonNegative
     warm_up_s: NonNegative
     wake_s: NonNegative
+    host_link_efficiency: Fraction
+    remap_s: NonNegative
+    network_latency_s: NonNegative
     runtime_bytes: NonNegative
     min_kv_tokens: Count

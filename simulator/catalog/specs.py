@@ -20,6 +20,8 @@ class GpuSpec(Spec):
         bf16_flop_per_s: Dense peak in bfloat16 (float16 where the chip has no bfloat16).
         fp8_flop_per_s: Dense peak in FP8; none where the chip has no FP8.
         link_bytes_per_s: Bandwidth to the other GPUs of the server, one direction.
+        host_link_bytes_per_s: Bandwidth from the memory of the host, one direction.
+        network_bytes_per_s: Bandwidth to GPUs of other servers, one direction.
         cap_min_w: Lowest power limit that the driver accepts.
         cap_max_w: Highest one, the TDP.
         clock_min_mhz: Lowest core clock.
@@ -39,6 +41,8 @@ class GpuSpec(Spec):
     bf16_flop_per_s: Positive
     fp8_flop_per_s: Positive | None = None
     link_bytes_per_s: Positive
+    host_link_bytes_per_s: Positive
+    network_bytes_per_s: Positive
     cap_min_w: Positive
     cap_max_w: Positive
     clock_min_mhz: Positive
@@ -130,14 +134,24 @@ class ModelSpec(Spec):
         """Parameters of the input embedding, which is looked up and never multiplied."""
         return 0 if self.tied_embeddings else self.vocab * self.hidden
 
-    def streamed_parameters(self, tokens: int) -> float:
-        """Expected parameters read from memory by an iteration over so many tokens.
+    @property
+    def head_parameters(self) -> int:
+        """Parameters of the output head."""
+        return self.vocab * self.hidden
+
+    @property
+    def expert_parameters(self) -> int:
+        """Parameters of one expert in all layers; of the MLPs for a dense model."""
+        return 3 * self.hidden * self.intermediate * self.layers
+
+    def untouched_experts(self, tokens: float) -> float:
+        """Expected experts of a layer that none of so many tokens is routed to.
 
         With uniform routing ``tokens`` tokens touch E·(1 − (1 − k/E)^tokens) distinct experts of E.
         """
+        return 0.0 if self.experts == 1 else self.experts * (1 - self.experts_per_token / self.experts) ** tokens
+
+    def streamed_parameters(self, tokens: float) -> float:
+        """Expected parameters read from memory by an iteration over so many tokens."""
         dense = self.parameters - self.lookup_parameters
-        if self.experts == 1:
-            return float(dense)
-        expert = 3 * self.hidden * self.intermediate * self.layers
-        untouched = self.experts * (1 - self.experts_per_token / self.experts) ** tokens
-        return dense - expert * untouched
+        return dense - self.expert_parameters * self.untouched_experts(tokens)

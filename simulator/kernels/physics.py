@@ -11,38 +11,49 @@ from .state import (
     DRAINING,
     FAILED,
     FOREVER,
+    J_PER_UNIT,
     LOADING,
     RESISTANCE,
-    SCALE,
     SERVING,
     TENANT,
+    UNITS_PER_W,
     Engine,
 )
 
+RUNNING_CW, COMPUTE_CW = 0, 1
+
 
 @part
-def base_power_w(engine: Engine, r: int) -> float:
-    """Power of the slot without work."""
-    status = engine.slots[r].status
-    dep = engine.deployments[engine.slots[r].deployment]
-    if status in (SERVING, DRAINING, LOADING):
-        return dep.idle_w
-    if status == FAILED:
-        return 0.0
-    if status == TENANT:
-        return engine.slots[r].load_w
-    return dep.off_w
+def rest_cw(engine: Engine, r: int) -> int:
+    """Power of the slot without work, centiwatts."""
+    slot = engine.slots[r]
+    dep = engine.deployments[slot.deployment]
+    if slot.status in (SERVING, DRAINING, LOADING):
+        return dep.idle_cw
+    if slot.status == FAILED:
+        return 0
+    if slot.status == TENANT:
+        return round(slot.load_w * UNITS_PER_W)
+    return dep.off_cw
+
+
+@part
+def energy_of(engine: Engine, d: int, step: int, total: int, compute: int, memory: int) -> int:
+    """Energy of iterations with these summed times (ps, compute at the clock of ``step``), in units of 1e-14 J."""
+    busy = engine.watt[d, RUNNING_CW, step] * total + engine.watt[d, COMPUTE_CW, step] * compute
+    return busy + engine.deployments[d].memory_cw * memory
 
 
 @part
 def govern(engine: Engine, r: int, fixed: int, compute: int, memory: int) -> int:
     """Highest ladder step at which an iteration of these times stays under the cap; also kept in ``slots.step``.
 
-    The rule holds from one change of the batch or bin edge to the next, whichever comes first.
+    The rule holds from one change of the batch or bin edge to the next, whichever comes first. Power grows with the
+    step, so the search may halve.
     """
     slot = engine.slots[r]
     d = slot.deployment
-    dep = engine.deployments[d]
+    cap_cw = int(slot.cap_w * UNITS_PER_W)
     top = slot.clock_limit
     if slot.throttled:
         top = min(top, engine.ladder.shape[2] // 4)
@@ -51,11 +62,9 @@ def govern(engine: Engine, r: int, fixed: int, compute: int, memory: int) -> int
     while low < high or first:
         # The highest step is tried first: mostly nothing caps it.
         i = high if first else (low + high + 1) >> 1
-        busy = compute / engine.ladder[d, CLOCK, i]
-        total = fixed + max(busy, float(memory))
-        power = dep.idle_w + engine.ladder[d, SCALE, i] * (dep.active_w + dep.compute_w * busy / total)
-        power += dep.memory_w * memory / total
-        if power <= slot.cap_w:
+        busy = round(compute / engine.ladder[d, CLOCK, i])
+        total = fixed + max(busy, memory)
+        if energy_of(engine, d, i, total, busy, memory) <= cap_cw * total:
             low = i
         elif first:
             high = max(high - 1, 0)
@@ -68,13 +77,15 @@ def govern(engine: Engine, r: int, fixed: int, compute: int, memory: int) -> int
 
 
 @part
-def close_bin(engine: Engine, r: int, b: int) -> None:
-    """Ends bin ``b`` of slot ``r``: meter, temperature, throttle, gauges."""
+def close_bin(engine: Engine, r: int) -> None:
+    """Ends the open bin of slot ``r``: meter, temperature, throttle, gauges."""
     slot = engine.slots[r]
     d = slot.deployment
     dep = engine.deployments[d]
-    now = engine.bins[b % BINS, r]
-    mean_w = now.energy_j * (1e12 / BIN_PS)
+    now = engine.bins[(slot.edge_ps // BIN_PS - 1) % BINS, r]
+    slot.edge_ps += BIN_PS
+    mean_w = now.energy * J_PER_UNIT
+    now.energy_j = mean_w
     now.metered_w = mean_w if dep.averaging else slot.instant_w
     gpu_w = mean_w / dep.gpus
     temperature = slot.inlet_c
@@ -98,32 +109,44 @@ def close_bin(engine: Engine, r: int, b: int) -> None:
 
 
 @part
-def account(engine: Engine, r: int, start: int, stop: int, power_w: float) -> None:
-    """Spreads ``power_w`` over ``[start, stop)`` into the bins and closes every bin that ends by ``stop``."""
-    engine.slots[r].instant_w = power_w
-    b = start // BIN_PS
-    while start < stop:
-        edge = (b + 1) * BIN_PS
-        until = min(edge, stop)
-        engine.bins[b % BINS, r].energy_j += power_w * ((until - start) * 1e-12)
-        if until == edge:
-            close_bin(engine, r, b)
-            b += 1
-        start = until
+def spend(engine: Engine, r: int, energy: int) -> None:
+    """Adds to the open bin."""
+    engine.bins[(engine.slots[r].edge_ps // BIN_PS - 1) % BINS, r].energy += energy
 
 
 @part
-def busy_power_w(engine: Engine, d: int, step: int, total: int, compute: int, memory: int) -> float:
-    """Mean power while iterations of these summed times (ps, compute at the clock of ``step``) run."""
-    dep = engine.deployments[d]
-    active = dep.active_w + dep.compute_w * (compute / total)
-    return dep.idle_w + engine.ladder[d, SCALE, step] * active + dep.memory_w * (memory / total)
+def spent_by(engine: Engine, r: int, when: int) -> int:
+    """Energy that the flight of slot ``r`` has taken by ``when``, which lies inside it."""
+    slot = engine.slots[r]
+    start, end = slot.flight_start_ps, slot.flight_end_ps
+    return slot.flight_energy if when == end else int(slot.flight_energy * ((when - start) / (end - start)))
 
 
 @part
-def idle_until(engine: Engine, r: int, limit: int) -> None:
+def book_flight(engine: Engine, r: int, limit: int) -> None:
+    """Closes the bins that end by ``limit`` during the flight of slot ``r`` and books its energy."""
+    slot = engine.slots[r]
+    start, end = slot.flight_start_ps, slot.flight_end_ps
+    while slot.edge_ps <= min(limit, end):
+        energy = spent_by(engine, r, slot.edge_ps)
+        spend(engine, r, energy - slot.flight_spent)
+        slot.flight_spent = energy
+        slot.instant_w = slot.flight_energy / (end - start) / UNITS_PER_W
+        close_bin(engine, r)
+    if end <= limit:
+        spend(engine, r, slot.flight_energy - slot.flight_spent)
+
+
+@part
+def rest(engine: Engine, r: int, limit: int) -> None:
     """Lets slot ``r`` pass the time to ``limit`` without work."""
     slot = engine.slots[r]
-    account(engine, r, slot.now_ps, limit, base_power_w(engine, r))
+    power_cw = rest_cw(engine, r)
+    slot.instant_w = power_cw / UNITS_PER_W
+    while slot.edge_ps <= limit:
+        spend(engine, r, power_cw * (slot.edge_ps - slot.now_ps))
+        slot.now_ps = slot.edge_ps
+        close_bin(engine, r)
+    spend(engine, r, power_cw * (limit - slot.now_ps))
     slot.now_ps = limit
     slot.bound_ps = FOREVER

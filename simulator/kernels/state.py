@@ -1,8 +1,9 @@
 """Everything the compiled engine works on: a named tuple of few arrays, most of them arrays of records.
 
 R slots, N requests, D deployments (model on GPU at a tensor parallelism), T batched tokens, K clock steps, M running
-requests per slot at most. Times are int64 picoseconds. Records rather than an array per field: what one event touches
-lies together, and a call into the engine passes a dozen arrays rather than a hundred.
+requests per slot at most, L priority levels, P prefix hashes of all requests, U cells of the prefix cache per slot.
+Times are int64 picoseconds, energies int64 units of 1e-14 J (a centiwatt for a picosecond). Records rather than an
+array per field: what one event touches lies together, and a call passes two dozen arrays rather than a hundred.
 """
 
 from __future__ import annotations
@@ -19,20 +20,44 @@ Records = Any  # arrays of records, whose fields mypy does not know
 BIN_PS = 1_000_000_000_000
 BINS = 256
 FOREVER = np.int64(2**62)
+UNLIMITED = 2**30
+UNITS_PER_W = 100
+J_PER_UNIT = 1e-14
 
 # Instance life, per slot.
 EMPTY, LOADING, SERVING, DRAINING, SLEEPING, FAILED, TENANT = 0, 1, 2, 3, 4, 5, 6
 STATUS_NAMES = ("empty", "loading", "serving", "draining", "sleeping", "failed", "tenant")
 
+# Part that a slot takes in disaggregated serving.
+MIXED, PREFILL, DECODE = 0, 1, 2
+ROLE_NAMES = ("mixed", "prefill", "decode")
+
 # Request life.
-PENDING, AT_GATEWAY, WAITING, RUNNING, FINISHED, REJECTED, TIMED_OUT = 0, 1, 2, 3, 4, 5, 6
-REQUEST_STATUS_NAMES = ("pending", "at_gateway", "waiting", "running", "finished", "rejected", "timed_out")
+PENDING, AT_GATEWAY, WAITING, RUNNING, FINISHED, REJECTED, TIMED_OUT, LOST, IN_TRANSFER = 0, 1, 2, 3, 4, 5, 6, 7, 8
+REQUEST_STATUS_NAMES = (
+    "pending",
+    "at_gateway",
+    "waiting",
+    "running",
+    "finished",
+    "rejected",
+    "timed_out",
+    "failed",
+    "in_transfer",
+)
 
 # Routers.
-ROUND_ROBIN, LEAST_OUTSTANDING = 0, 1
-ROUTER_NAMES = ("round-robin", "least-outstanding")
+ROUND_ROBIN, LEAST_OUTSTANDING, POWER_OF_TWO, PREFIX_AFFINITY, EXTERNAL = 0, 1, 2, 3, 4
+ROUTER_NAMES = ("round-robin", "least-outstanding", "power-of-two", "prefix-affinity", "external")
 
-# Cursor cells.
+# What becomes of the requests of a slot that fails.
+FAIL, RETRY, RESTART = 0, 1, 2
+FAILURE_POLICIES = ("fail", "retry", "restart")
+
+# Cursor cells. GATEWAY_DUE: when room at the gateway's slots may have come. PATIENCE: no held client gives up before.
+# COUPLED: a finish on one slot can cause something on another, so slots are advanced in step. LIMITED: some slot has
+# a limit of requests in flight. BOUNDED: `bound_ps` of the slots is kept up. TICKET: routing decisions. RETRIES to
+# ON_FAILURE: policy. EVENTS: leaps and landings. UNIT_TOKENS: tokens under one prefix hash, 0 without prefix caching.
 (
     C_ARRIVAL,
     C_DONE,
@@ -40,132 +65,210 @@ ROUTER_NAMES = ("round-robin", "least-outstanding")
     C_GATEWAY_HEAD,
     C_GATEWAY_TAIL,
     C_GATEWAY_COUNT,
-    C_RELEASES,
-    C_CLOSED_LOOP,
+    C_GATEWAY_DUE,
+    C_PATIENCE,
+    C_TIMERS,
+    C_COUPLED,
+    C_LIMITED,
+    C_BOUNDED,
     C_ADMITTED,
     C_SENT,
     C_SENT_TOKENS,
-) = range(11)
-CURSORS = 11
+    C_TICKET,
+    C_SEED,
+    C_ROUTER,
+    C_RETRIES,
+    C_BACKOFF_PS,
+    C_ON_FAILURE,
+    C_EVENTS,
+    C_UNIT_TOKENS,
+) = range(23)
+CURSORS = 23
 
-# Planes of Engine.cost, Engine.ladder and Engine.thermal.
+# Planes of Engine.cost, Engine.ladder, Engine.watt and Engine.thermal.
 FIXED, COMPUTE, MEMORY = 0, 1, 2
 CLOCK, SCALE = 0, 1
 RESISTANCE, DECAY = 0, 1
 
 
-def _record(whole: str, real: str = "") -> np.dtype[np.void]:
-    return np.dtype([(name, np.int64) for name in whole.split()] + [(name, np.float64) for name in real.split()])
+def _record(whole: str, real: str = "", short: str = "") -> np.dtype[np.void]:
+    fields = [(name, np.int64) for name in whole.split()] + [(name, np.float64) for name in real.split()]
+    return np.dtype([*fields, *((name, np.int32) for name in short.split())], align=True)
 
 
 # Per deployment; see tables.py. `averaging`: the meter shows the mean of the bin, else the instant at its end.
+# `*_cw`: centiwatts. `watermark`: blocks that admission leaves free. `by_priority`: the scheduling policy.
 DEPLOYMENT = _record(
-    "kv_read_ps attention_ps gpus averaging kv_blocks max_model_len max_num_seqs max_batched_tokens block_size model",
-    "off_w idle_w active_w compute_w memory_w throttle_c resume_c",
+    "kv_read_ps attention_ps gpus averaging kv_blocks watermark max_model_len max_num_seqs max_batched_tokens "
+    "block_size model by_priority idle_cw off_cw memory_cw transfer_ps transfer_latency_ps",
+    "throttle_c resume_c",
 )
 
 # Per request: a row of the request table and what becomes of it. `follower` is the session's next request, `link` the
-# next one in whichever queue holds this one, `admission` the running number of its last admission, `unfit` 1 if no
-# slot could ever hold it.
+# next one in whichever queue holds this one, `admission` the running number of its last admission (at the gateway its
+# ticket), `unfit` 1 if no slot could ever hold it, `level` its rank by priority, `remote` 1 once its prompt is cached
+# elsewhere and sent on. Its hashes are `units` from `prefix` on, of which the first `covered` are scheduled.
 REQUEST = _record(
-    "arrival_ps prompt output model timeout_ps think_ps follower slot status admit_ps first_token_ps finish_ps "
-    "generated preemptions admission link unfit"
+    "arrival_ps sent_ps timeout_ps think_ps admit_ps first_token_ps finish_ps admission prefix",
+    "",
+    "prompt output generated status link slot follower model level attempts remote preemptions unfit units covered",
 )
 
-# Per slot. `flight_*`: the iteration in flight (end -1: none) and the prompt tokens it computes. `decodes`, `context`:
-# decoding requests and the tokens they have cached. `partial*`: the request whose prefill spans iterations. `joiners`:
-# requests whose prefill ends with the flight. `governed`: the clock `step` still holds. `bound_ps`: no request finishes
-# before. `instant_w`: power of the stretch accounted last. `load_w`: what a tenant's machine draws.
+# Per slot. `flight_*`: the iteration in flight (end -1: none), the prompt tokens it computes, its energy and how much
+# of it is in bins already. `edge_ps`: end of the open bin. `decodes`, `context`: decoding requests and the tokens
+# they have cached. `partial*`: the request whose prefill spans iterations. `joiners`: requests whose prefill ends
+# with the flight. `governed`: the clock `step` still holds. `bound_ps`: no request leaves before. `instant_w`: power
+# of the stretch accounted last. `load_w`: what a tenant's machine draws. `limit`: requests in flight at most.
+# `free_head`, `free_tail`, `spare`: cells of the prefix cache in the queue of free blocks, and unused ones.
 SLOT = _record(
-    "status deployment now_ps flight_end_ps flight_prefill iteration decodes context partial partial_done "
-    "partial_target joiners free_blocks queue_head queue_tail waiting outstanding governed step bound_ps clock_limit "
-    "throttled throttle_events",
+    "status deployment role now_ps edge_ps flight_start_ps flight_end_ps flight_prefill flight_energy flight_spent "
+    "iteration decodes context partial partial_done partial_target joiners free_blocks queue_head waiting outstanding "
+    "limit governed step bound_ps clock_limit throttled throttle_events link_free_ps free_head free_tail spare",
     "cap_w inlet_c instant_w load_w route_weight route_credit",
 )
 
-# Per slot and second. `kv_used` is a share of the KV blocks.
-BIN = _record("running waiting prompt_tokens output_tokens", "energy_j metered_w temperature_c clock_ratio kv_used")
+# Per slot and second. `energy` is exact, `energy_j` the same in joules once the second is over; `kv_used` is a share
+# of the KV blocks.
+BIN = _record(
+    "running waiting prompt_tokens output_tokens energy", "energy_j metered_w temperature_c clock_ratio kv_used"
+)
+
+# Per slot: cells of the prefix cache, see prefix.py.
+CELL = _record("hash", "", "blocks holders before after")
 
 
 class Engine(NamedTuple):
     """The whole state of one cluster."""
 
     cursor: I64  # (CURSORS,)
-    router: I64  # (1,)
     deployments: Records  # (D,) DEPLOYMENT
     cost: I64  # (D, 3, T + 1): fixed, compute and memory time of an iteration over t tokens
     ladder: F64  # (D, 2, K): clock ratio and dynamic power scale
+    watt: I64  # (D, 2, K): centiwatts while an iteration runs, and more at full compute utilisation
     thermal: F64  # (D, 2, 2): resistance in K/W and decay per second of each pole
     slots: Records  # (R,) SLOT
     heap_key: I64  # (R, M): finishing iteration of each decoding request
     heap_request: I64  # (R, M)
     joiner: I64  # (R, M)
     phase: I64  # (R, block size): decoding requests by fill of their last block
+    level_tail: I64  # (R, L): last waiting request of each priority level
+    blocked: (
+        I64  # (2 * models + 2,): whether there is no room for prompts, and for transferred ones, of any and each model
+    )
     pole_k: F64  # (R, 2): temperature rise over each thermal pole
     bins: Records  # (BINS, R) BIN
     requests: Records  # (N,) REQUEST
     done: I64  # (N,): requests in the order in which they left
-    release_key: I64  # (N,): heap of closed-loop releases
-    release_item: I64  # (N,)
+    timer_ps: I64  # (N,): heap of releases, retries and arriving transfers
+    timer_item: I64  # (N,)
+    hashes: I64  # (P,): prefix hashes of all requests
+    held: I64  # (P,): cell of each covered hash, -1 if the request holds a copy of its own
+    cells: Records  # (R, U) CELL
+    table: I64  # (R, 4U or 1): open-addressed hash table over the cells, -1 where free
+
+
+class Tables(NamedTuple):
+    """What never changes: the physics of the deployments."""
+
+    deployments: Records
+    cost: I64
+    ladder: F64
+    watt: I64
+    thermal: F64
+
+
+class Limits(NamedTuple):
+    """Sizes of the engine's arrays.
+
+    Attributes:
+        max_num_seqs: Running requests per slot at most.
+        block_size: Tokens per KV block.
+        levels: Priority levels.
+        unit_tokens: Tokens under one prefix hash, 0 without prefix caching.
+    """
+
+    max_num_seqs: int
+    block_size: int
+    levels: int = 1
+    unit_tokens: int = 0
 
 
 def _longest(deployments: Records) -> I64:
     """Tokens of the longest request of each model that some slot could hold to its end; the last entry is for any."""
-    holds = np.minimum(deployments["max_model_len"], deployments["kv_blocks"] * deployments["block_size"])
+    blocks = deployments["kv_blocks"] - deployments["watermark"]
+    holds = np.minimum(deployments["max_model_len"], blocks * deployments["block_size"])
     longest = np.zeros(int(deployments["model"].max()) + 2, np.int64)
     np.maximum.at(longest, deployments["model"], holds)
     longest[-1] = holds.max()
     return longest
 
 
-def allocate(
-    deployments: Records,
-    cost: I64,
-    ladder: F64,
-    thermal: F64,
-    requests: Records,
-    slots: int,
-    engine_limits: tuple[int, int],
-) -> Engine:
+def mark_unfit(deployments: Records, requests: Records) -> None:
+    """Marks the requests that no slot could ever hold."""
+    requests["unfit"] = requests["prompt"] + requests["output"] > _longest(deployments)[requests["model"]]
+
+
+def cache_sizes(deployments: Records, limits: Limits) -> tuple[int, int]:
+    """Cells of a slot's prefix cache, and size of the hash table over them, a power of two; 1 without caching."""
+    if not limits.unit_tokens:
+        return 1, 1
+    units = int(deployments["kv_blocks"].max()) // (limits.unit_tokens // limits.block_size)
+    # Between any two units in the queue of free blocks there is at most one cell of blocks without a hash.
+    return 2 * units + 2, 1 << (2 * units + 1).bit_length()
+
+
+def allocate(tables: Tables, requests: Records, hashes: I64, slots: int, limits: Limits) -> Engine:
     """An engine at time zero with empty slots.
 
     Args:
-        deployments: (D,) DEPLOYMENT.
-        cost: (D, 3, T + 1).
-        ladder: (D, 2, K).
-        thermal: (D, 2, 2).
+        tables: The deployments.
         requests: (N,) REQUEST, taken over; those that no slot could ever hold are marked here.
+        hashes: (P,) prefix hashes of all requests.
         slots: R.
-        engine_limits: Running requests per slot at most (M), and tokens per KV block.
+        limits: Sizes.
 
     Returns:
-        The engine.
+        The engine; its KV caches are empty of room until `cluster.clear_cache` has been called for each slot.
     """
-    most, block_size = engine_limits
-    requests["unfit"] = requests["prompt"] + requests["output"] > _longest(deployments)[requests["model"]]
+    mark_unfit(tables.deployments, requests)
     cursor = np.zeros(CURSORS, np.int64)
     cursor[[C_GATEWAY_HEAD, C_GATEWAY_TAIL]] = -1
+    cursor[[C_GATEWAY_DUE, C_PATIENCE]] = FOREVER
+    cursor[C_ROUTER] = LEAST_OUTSTANDING
+    cursor[C_ON_FAILURE] = RETRY
+    cursor[C_BOUNDED] = 1
+    cursor[C_UNIT_TOKENS] = limits.unit_tokens
     slot = np.zeros(slots, SLOT)
-    for name in ("flight_end_ps", "partial", "queue_head", "queue_tail"):
+    for name in ("flight_end_ps", "partial", "queue_head", "free_head", "free_tail", "spare"):
         slot[name] = -1
     slot["route_weight"] = 1.0
-    slot["clock_limit"] = ladder.shape[2] - 1
+    slot["clock_limit"] = tables.ladder.shape[2] - 1
+    slot["limit"] = UNLIMITED
+    slot["edge_ps"] = BIN_PS
+    cells, table = cache_sizes(tables.deployments, limits)
+    most = limits.max_num_seqs
     return Engine(
         cursor=cursor,
-        router=np.array([LEAST_OUTSTANDING]),
-        deployments=deployments,
-        cost=cost,
-        ladder=ladder,
-        thermal=thermal,
+        deployments=tables.deployments,
+        cost=tables.cost,
+        ladder=tables.ladder,
+        watt=tables.watt,
+        thermal=tables.thermal,
         slots=slot,
         heap_key=np.zeros((slots, most), np.int64),
         heap_request=np.zeros((slots, most), np.int64),
         joiner=np.zeros((slots, most), np.int64),
-        phase=np.zeros((slots, block_size), np.int64),
+        phase=np.zeros((slots, limits.block_size), np.int64),
+        level_tail=np.full((slots, limits.levels), -1),
+        blocked=np.zeros(2 * int(tables.deployments["model"].max()) + 4, np.int64),
         pole_k=np.zeros((slots, 2)),
         bins=np.zeros((BINS, slots), BIN),
         requests=requests,
         done=np.full(len(requests), -1, np.int64),
-        release_key=np.full(len(requests), FOREVER),
-        release_item=np.full(len(requests), -1, np.int64),
+        timer_ps=np.full(len(requests), FOREVER),
+        timer_item=np.full(len(requests), -1, np.int64),
+        hashes=hashes,
+        held=np.full(len(hashes), -1, np.int64),
+        cells=np.zeros((slots, cells), CELL),
+        table=np.full((slots, table), -1, np.int64),
     )

@@ -1,0 +1,69 @@
+"""The request table as the engine's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+from .kernels.state import REQUEST, Records
+from .workload.table import ANY_MODEL, RequestTable
+
+
+def rows_of(requests: RequestTable, models: Sequence[str], *, by_priority: bool, prefixes: bool) -> Records:
+    """Rows for the engine.
+
+    Args:
+        requests: The workload.
+        models: Names of the cluster's models.
+        by_priority: Whether priorities count; else all are one level.
+        prefixes: Whether prefix hashes count.
+
+    Returns:
+        (N,) REQUEST.
+
+    Raises:
+        InputError: The workload names a model that the cluster does not have.
+    """
+    unknown = [m for m in requests.models if m not in models]
+    if unknown:
+        problem = f"the cluster does not have model '{unknown[0]}'"
+        raise InputError("workload", problem, f"Use one of {', '.join(models)}")
+    numbers = np.array([models.index(m) for m in requests.models] + [ANY_MODEL])
+    rows = np.zeros(len(requests), REQUEST)
+    for name in ("slot", "admit_ps", "first_token_ps", "finish_ps", "link"):
+        rows[name] = -1
+    rows["arrival_ps"] = rows["sent_ps"] = requests.arrival_ps
+    rows["prompt"] = requests.prompt_tokens
+    rows["output"] = requests.output_tokens
+    rows["timeout_ps"] = requests.timeout_ps
+    rows["model"] = numbers[requests.model]
+    rows["follower"], rows["think_ps"] = _followers(requests)
+    if by_priority:
+        rows["level"] = np.unique(requests.priority, return_inverse=True)[1]
+    if prefixes:
+        rows["prefix"] = requests.prefix_offset[:-1]
+        full = requests.prompt_tokens // requests.prefix_block_tokens
+        rows["units"] = np.minimum(np.diff(requests.prefix_offset), full)
+    return rows
+
+
+def levels_of(requests: RequestTable) -> int:
+    """Number of different priorities, at least 1."""
+    return max(len(np.unique(requests.priority)), 1)
+
+
+def _followers(requests: RequestTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The next request of each one's session, and the think times that have a predecessor to wait for."""
+    think_ps = requests.think_ps.copy()
+    follower = np.full(len(requests), -1, np.int64)
+    if (think_ps >= 0).any():
+        order = np.argsort(requests.session, kind="stable")
+        same = requests.session[order[1:]] == requests.session[order[:-1]]
+        follower[order[:-1][same]] = order[1:][same]
+        first = np.ones(len(requests), bool)
+        first[order[1:][same]] = False
+        think_ps[first] = -1
+    return follower, think_ps
