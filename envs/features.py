@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..simulator.kernels.state import TENANT
 from ..simulator.signals import SignalSpec
 from .scenario import Scenario
-from .telemetry import LEAD_TIMES_S, Fleet, Telemetry
+from .telemetry import LEAD_TIMES_S, TENANT_ASKS, Fleet, Telemetry
 
 TEMPERATURE_C = (30.0, 60.0)
 """Temperatures are shown as (reading - first) / second."""
@@ -62,8 +63,12 @@ class Senses:
 
 def senses_of(scenario: Scenario, fleet: Fleet) -> Senses:
     """The features that a scenario has beyond those that all have."""
-    slots, cluster = [], []
+    slots: list[Sense] = []
+    cluster: list[Sense] = []
     rows, grid = scenario.cluster.rows, scenario.grid
+    if scenario.tenants is not None:
+        slots.append(Sense((Feature("is_tenant", ""),), lambda now: [(now.status == TENANT).astype(np.float64)]))
+        cluster.append(Sense((Feature("pending_tenant", ""),), lambda now: [float(now.pending_model == TENANT_ASKS)]))
     if scenario.outside_c is not None or any(row.airflow_m3_per_s for row in rows):
         inlet = Feature("inlet", "°C - 30", TEMPERATURE_C[1])
         slots.append(Sense((inlet,), lambda now: [_there(now.inlet_c) - TEMPERATURE_C[0]]))

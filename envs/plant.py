@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,22 @@ import simpy
 
 from ..simulator.cluster import Blueprint, Cluster
 from ..simulator.facility import Facility
-from ..simulator.kernels.state import LOADING
+from ..simulator.kernels.state import EMPTY, LOADING, SLEEPING
 from ..simulator.lifecycle import Target
 from ..simulator.limits import PowerLimit
 from ..simulator.metrics import SloLimits, Summary, met_slo, overdue, summarize
 from ..simulator.signals import PiecewiseLinear
+from ..simulator.tenants import Tenants
 from ..simulator.units import J_PER_KWH, PS_PER_S, to_ps
 from ..simulator.workload.table import RequestTable
 from .actions import NOWHERE, ClusterAction
 from .scenario import Scenario
-from .telemetry import F64, I64, LEAD_TIMES_S, Fleet, Telemetry
+from .telemetry import F64, I64, LEAD_TIMES_S, NOBODY_ASKS, TENANT_ASKS, Fleet, Telemetry
 from .world import draw_world
 from .world_spec import InstancesSpec
+
+FREE = (EMPTY, SLEEPING)
+"""States of a slot that an instance or a tenant may take, those that lose nothing first."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class TickOutcome:
         misses: Requests that left and missed it.
         overdue: Requests still there that can no longer meet it (counted once, at the end of the episode).
         over_budget_j: Energy above the budget.
-        pending_instances: Instances waiting for a slot.
+        pending_instances: Instances and tenants waiting for a slot.
         over_rows_j: Energy above the limit of each row that has one.
         energy_cost: Price of the energy, 0 without a price.
         carbon_g: Its CO₂, grams, 0 without a carbon intensity.
@@ -101,7 +106,7 @@ class SimulatedPlant:
         self, scenario: Scenario, blueprint: Blueprint, fleet: Fleet, requests: RequestTable, rng: np.random.Generator
     ) -> None:
         self.scenario, self._fleet = scenario, fleet
-        cluster_rng, budget_rng, instance_rng, world_rng = rng.spawn(4)
+        cluster_rng, budget_rng, instance_rng, world_rng, tenants_rng = rng.spawn(5)
         self.world = draw_world(scenario, blueprint, budget_rng, world_rng)
         facility = Facility(blueprint.spec, blueprint.slots, self.world.outside_c, self.world.airflow)
         self.cluster = Cluster(blueprint, requests, cluster_rng, scenario.horizon_s + 64, facility)
@@ -110,6 +115,10 @@ class SimulatedPlant:
         for spec, source in zip(scenario.instances, instance_rng.spawn(len(scenario.instances)), strict=True):
             model = fleet.models.index(spec.model)
             self.cluster.world.process(_instances(spec, model, self.pending, self.cluster.world, source))
+        self.tenants: Tenants | None = None
+        if scenario.tenants is not None:
+            ask = partial(self.pending.append, TENANT_ASKS)
+            self.tenants = Tenants(scenario.tenants, self.cluster, tenants_rng, ask)
         self._models = np.array([d.model for d in blueprint.deployments])
         self._left = 0
         self._sent = np.zeros(2, np.int64)
@@ -140,12 +149,29 @@ class SimulatedPlant:
                 (action.lifecycle != Target.KEEP) & (action.lifecycle != cluster.lifecycle.target)
             ):
                 cluster.command(int(slot), int(action.lifecycle[slot]))
-        if action.place != NOWHERE and self.pending and self._is_free(action.place):
-            cluster.command(action.place, Target.SERVE + self.pending.popleft())
+        if action.place != NOWHERE and self.pending and self._may_hold(action.place, self.pending[0]):
+            self._place(action.place, self.pending.popleft())
+        if "place" not in self.scenario.actions.groups:
+            self._seat_tenants()
 
-    def _is_free(self, slot: int) -> bool:
-        status = self.cluster.engine.slots["status"][slot]
-        return status in (0, 4) and bool(self._fleet.fits[slot, self.pending[0]])
+    def _may_hold(self, slot: int, asks: int) -> bool:
+        """Whether a slot is free, and large enough for the model that asks."""
+        free = self.cluster.engine.slots["status"][slot] in FREE
+        return free and (asks == TENANT_ASKS or bool(self._fleet.fits[slot, asks]))
+
+    def _place(self, slot: int, asks: int) -> None:
+        if asks != TENANT_ASKS:
+            self.cluster.command(slot, Target.SERVE + asks)
+        elif self.tenants is not None:
+            self.tenants.move_in(slot)
+
+    def _seat_tenants(self) -> None:
+        """Where nobody places them, tenants take the first slot that is empty, or else the first that is asleep."""
+        status = self.cluster.engine.slots["status"]
+        free = [slot for state in FREE for slot in np.flatnonzero(status == state).tolist()]
+        for slot in free[: self.pending.count(TENANT_ASKS)]:
+            self.pending.remove(TENANT_ASKS)
+            self._place(slot, TENANT_ASKS)
 
     def advance(self) -> TickOutcome:
         """Runs one tick."""
@@ -216,7 +242,7 @@ class SimulatedPlant:
             slo_attainment=self._attainment,
             budget_w=self.budget.foreseen(now_s, LEAD_TIMES_S),
             pending_instances=len(self.pending),
-            pending_model=self.pending[0] if self.pending else -1,
+            pending_model=self.pending[0] if self.pending else NOBODY_ASKS,
             inlet_c=slots["inlet_c"].copy(),
             row_headroom_w=world.rows.headroom_w(last("metered_w"), now_s, LEAD_TIMES_S) if world.rows.rows else None,
             outside_c=_at(world.outside_c, ahead_s),

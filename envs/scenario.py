@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ..simulator.errors import InputError
 from ..simulator.signals import SignalSpec
+from ..simulator.tenants import TenantsSpec
 from ..simulator.topology import ClusterSpec
 from ..simulator.workload.spec import WorkloadSpec
 from .world_spec import BudgetSpec, EventSpec, GridSpec, InstancesSpec, Spec
@@ -64,6 +65,7 @@ class Scenario(Spec):
     outside_c: SignalSpec | None = Field(default=None, description="Outside temperature, °C.")
     grid: GridSpec = GridSpec()
     instances: tuple[InstancesSpec, ...] = ()
+    tenants: TenantsSpec | None = Field(default=None, description="Foreign machines that hold slots; none by default.")
     actions: ActionSpec = ActionSpec()
     reward: RewardSpec = RewardSpec()
     forecaster: str = Field(default="persistence", description="`none` or `persistence`.")
