@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..simulator.kernels.state import TENANT
+from ..simulator.kernels.state import FAILED, TENANT
 from ..simulator.signals import SignalSpec
 from .scenario import Scenario
 from .telemetry import LEAD_TIMES_S, TENANT_ASKS, Fleet, Telemetry
@@ -66,6 +66,8 @@ def senses_of(scenario: Scenario, fleet: Fleet) -> Senses:
     slots: list[Sense] = []
     cluster: list[Sense] = []
     rows, grid = scenario.cluster.rows, scenario.grid
+    if scenario.faults:
+        slots.append(Sense((Feature("is_failed", ""),), lambda now: [(now.status == FAILED).astype(np.float64)]))
     if scenario.tenants is not None:
         slots.append(Sense((Feature("is_tenant", ""),), lambda now: [(now.status == TENANT).astype(np.float64)]))
         cluster.append(Sense((Feature("pending_tenant", ""),), lambda now: [float(now.pending_model == TENANT_ASKS)]))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cached_property
 
 import numpy as np
-import simpy
 
 from ..simulator.cluster import Blueprint, Cluster
 from ..simulator.facility import Facility
@@ -18,14 +15,14 @@ from ..simulator.lifecycle import Target
 from ..simulator.limits import PowerLimit
 from ..simulator.metrics import SloLimits, Summary, met_slo, overdue, summarize
 from ..simulator.signals import PiecewiseLinear
+from ..simulator.snapshot import Snapshot, fingerprint, generator_from, generator_state
 from ..simulator.tenants import Tenants
 from ..simulator.units import J_PER_KWH, PS_PER_S, to_ps
 from ..simulator.workload.table import RequestTable
 from .actions import NOWHERE, ClusterAction
 from .scenario import Scenario
 from .telemetry import F64, I64, LEAD_TIMES_S, NOBODY_ASKS, TENANT_ASKS, Fleet, Telemetry
-from .world import draw_world
-from .world_spec import InstancesSpec
+from .world import World, draw_world
 
 FREE = (EMPTY, SLEEPING)
 """States of a slot that an instance or a tenant may take, those that lose nothing first."""
@@ -82,15 +79,6 @@ def slo_limits(scenario: Scenario) -> SloLimits:
     )
 
 
-def _instances(
-    spec: InstancesSpec, model: int, pending: deque[int], world: simpy.Environment, rng: np.random.Generator
-) -> Generator[simpy.Event, Any, None]:
-    """Asks for instances for ever. It does not hold the plant: a cycle would keep whole runs in memory for long."""
-    while True:
-        yield world.timeout(to_ps(rng.exponential(spec.mean_interval_s)))
-        pending.append(model)
-
-
 class SimulatedPlant:
     """One run of a scenario.
 
@@ -107,18 +95,20 @@ class SimulatedPlant:
     ) -> None:
         self.scenario, self._fleet = scenario, fleet
         cluster_rng, budget_rng, instance_rng, world_rng, tenants_rng = rng.spawn(5)
-        self.world = draw_world(scenario, blueprint, budget_rng, world_rng)
-        facility = Facility(blueprint.spec, blueprint.slots, self.world.outside_c, self.world.airflow)
-        self.cluster = Cluster(blueprint, requests, cluster_rng, scenario.horizon_s + 64, facility)
+        self._world_rngs = [generator_state(budget_rng), generator_state(world_rng)]
+        self.world = world = self._drawn_world(blueprint)
+        facility = Facility(blueprint.spec, blueprint.slots, world.outside_c, world.airflow)
+        expected_s = scenario.horizon_s + 64
+        self.cluster = Cluster(blueprint, requests, cluster_rng, expected_s, scenario.faults, facility)
         self.limits = slo_limits(scenario)
         self.pending: deque[int] = deque()
-        for spec, source in zip(scenario.instances, instance_rng.spawn(len(scenario.instances)), strict=True):
-            model = fleet.models.index(spec.model)
-            self.cluster.world.process(_instances(spec, model, self.pending, self.cluster.world, source))
+        self._instance_rngs = instance_rng.spawn(len(scenario.instances))
+        self.cluster.agenda.on("instance", self._ask)
+        for number in range(len(scenario.instances)):
+            self._await_instance(number)
         self.tenants: Tenants | None = None
         if scenario.tenants is not None:
-            ask = partial(self.pending.append, TENANT_ASKS)
-            self.tenants = Tenants(scenario.tenants, self.cluster, tenants_rng, ask)
+            self.tenants = Tenants(scenario.tenants, self.cluster, tenants_rng, self.pending, TENANT_ASKS)
         self._models = np.array([d.model for d in blueprint.deployments])
         self._left = 0
         self._sent = np.zeros(2, np.int64)
@@ -133,6 +123,21 @@ class SimulatedPlant:
     def budget(self) -> PowerLimit:
         """The site's power budget."""
         return self.world.budget
+
+    def _drawn_world(self, blueprint: Blueprint) -> World:
+        """The world of the generators' states, which are all that a saved run needs of it."""
+        return draw_world(self.scenario, blueprint, *(generator_from(rng) for rng in self._world_rngs))
+
+    def _await_instance(self, number: int) -> None:
+        """Lets the next instance of a kind ask for a slot in its time."""
+        agenda = self.cluster.agenda
+        wait_s = self._instance_rngs[number].exponential(self.scenario.instances[number].mean_interval_s)
+        agenda.at(agenda.now_ps + to_ps(wait_s), "instance", number)
+
+    def _ask(self, values: tuple[int, ...]) -> None:
+        (number,) = values
+        self.pending.append(self._fleet.models.index(self.scenario.instances[number].model))
+        self._await_instance(number)
 
     def apply(self, action: ClusterAction) -> None:
         """Carries an action out; what it leaves at ``None`` stays."""
@@ -156,6 +161,8 @@ class SimulatedPlant:
 
     def _may_hold(self, slot: int, asks: int) -> bool:
         """Whether a slot is free, and large enough for the model that asks."""
+        if asks == TENANT_ASKS:
+            self.cluster.settle()  # lest an instance be on its way in
         free = self.cluster.engine.slots["status"][slot] in FREE
         return free and (asks == TENANT_ASKS or bool(self._fleet.fits[slot, asks]))
 
@@ -167,6 +174,9 @@ class SimulatedPlant:
 
     def _seat_tenants(self) -> None:
         """Where nobody places them, tenants take the first slot that is empty, or else the first that is asleep."""
+        if TENANT_ASKS not in self.pending:
+            return
+        self.cluster.settle()
         status = self.cluster.engine.slots["status"]
         free = [slot for state in FREE for slot in np.flatnonzero(status == state).tolist()]
         for slot in free[: self.pending.count(TENANT_ASKS)]:
@@ -263,6 +273,49 @@ class SimulatedPlant:
             price_per_kwh=_at(world.price_per_kwh, seconds),
             carbon_g_per_kwh=_at(world.carbon_g_per_kwh, seconds),
         )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the scenario; the cluster has one of its own, with the workload."""
+        return fingerprint(self.scenario.model_dump_json())
+
+    def save_state(self) -> Snapshot:
+        """The state of the run, to be restored into this plant or into another one that was made alike.
+
+        Raises:
+            InputError: There are SimPy processes in the cluster's world, which cannot be saved.
+        """
+        return Snapshot(
+            self.fingerprint,
+            {
+                "cluster": self.cluster.save_state(),
+                "world_rngs": self._world_rngs,
+                "tenants": self.tenants and self.tenants.save_state(),
+                "pending": list(self.pending),
+                "instance_rngs": [generator_state(rng) for rng in self._instance_rngs],
+                "left": self._left,
+                "sent": self._sent,
+                "attainment": self._attainment,
+            },
+        )
+
+    def restore_state(self, snapshot: Snapshot) -> None:
+        """Goes back, or on, to a saved state; what follows is the same, to the byte, as what followed then.
+
+        Raises:
+            InputError: It was taken of another scenario or workload.
+        """
+        state = snapshot.state_for(self.fingerprint)
+        self.cluster.restore_state(state["cluster"])
+        self._world_rngs = state["world_rngs"]
+        self.world = self._drawn_world(self.cluster.blueprint)
+        self.cluster.facility.outside_c, self.cluster.facility.airflow = self.world.outside_c, self.world.airflow
+        if self.tenants is not None:
+            self.tenants.restore_state(state["tenants"])
+        self.pending.clear()
+        self.pending.extend(state["pending"])
+        self._instance_rngs = [generator_from(rng) for rng in state["instance_rngs"]]
+        self._left, self._sent, self._attainment = state["left"], state["sent"], state["attainment"]
 
 
 def _at(signal: PiecewiseLinear | None, time_s: F64 | I64) -> F64 | None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from ..simulator.errors import InputError
+from ..simulator.faults import FaultSpec
 from ..simulator.signals import SignalSpec
 from ..simulator.tenants import TenantsSpec
 from ..simulator.topology import ClusterSpec
@@ -64,6 +65,7 @@ class Scenario(Spec):
     events: tuple[EventSpec, ...] = ()
     outside_c: SignalSpec | None = Field(default=None, description="Outside temperature, °C.")
     grid: GridSpec = GridSpec()
+    faults: tuple[FaultSpec, ...] = Field(default=(), description="What breaks: GPUs, servers, racks or rows.")
     instances: tuple[InstancesSpec, ...] = ()
     tenants: TenantsSpec | None = Field(default=None, description="Foreign machines that hold slots; none by default.")
     actions: ActionSpec = ActionSpec()

@@ -166,6 +166,6 @@ def second_table(plant: SimulatedPlant) -> pa.Table:
         "status": pa.array(np.array(STATUS_NAMES, object)[history.column("status").ravel()]).dictionary_encode(),
         "budget_w": np.repeat(plant.budget.at(np.arange(seconds)), size),
     }
-    for name in BIN.names or ():
+    for name in ("energy_j", *(name for name in BIN.names or () if name != "energy")):
         columns[name] = np.ascontiguousarray(history.column(name)).ravel()
     return pa.table(columns)

@@ -18,6 +18,7 @@ from ..envs.features import Feature, senses_of
 from ..envs.scenario import ActionSpec, RewardSpec, Scenario, SloSpec, load_scenario, scenario_names
 from ..envs.world_spec import BudgetSpec, EventSpec, GridSpec, InstancesSpec
 from ..simulator.catalog import Catalog
+from ..simulator.faults import RandomFault, ScheduledFault
 from ..simulator.files import whole
 from ..simulator.signals import SignalSpec
 from ..simulator.tenants import TenantsSpec
@@ -37,6 +38,8 @@ SCENARIO_PARTS: dict[str, type[BaseModel]] = {
     "events[]": EventSpec,
     "grid": GridSpec,
     "outside_c, grid.price_per_kwh, grid.carbon_g_per_kwh": SignalSpec,
+    'faults[], kind = "scheduled"': ScheduledFault,
+    'faults[], kind = "random"': RandomFault,
     "instances[]": InstancesSpec,
     "tenants": TenantsSpec,
     "actions": ActionSpec,
@@ -58,8 +61,8 @@ def reference_page() -> str:
         "",
         "## Observation features",
         "",
-        "As the default scenario has them; other scenarios add what they have, see there. A value is the reading divided "
-        "by its scale; power and caps of a slot are divided by the slot's TDP.",
+        "As the default scenario has them; other scenarios add features, see there. A value is the reading divided by "
+        "its scale; power and caps of a slot are divided by the slot's TDP.",
         "",
         "### `slots`, for each slot",
         "",

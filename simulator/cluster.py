@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property, partial
 
 import numpy as np
 import simpy
 from numpy.typing import ArrayLike, NDArray
 
+from .agenda import Agenda
 from .catalog import Catalog
 from .deployments import Deployment, deploy, stack
 from .errors import InputError
 from .facility import Facility
+from .faults import Faults, FaultSpec
 from .history import History
 from .kernels import cluster as kernels
 from .kernels.prefix import clear_cache
 from .kernels.state import (
+    BINS,
     C_ARRIVAL,
     C_BACKOFF_PS,
     C_BOUNDED,
@@ -25,6 +29,7 @@ from .kernels.state import (
     C_EVENTS,
     C_GATEWAY_COUNT,
     C_LIMITED,
+    C_NOW,
     C_ON_FAILURE,
     C_RETRIES,
     C_ROUTER,
@@ -48,12 +53,16 @@ from .kernels.state import (
 )
 from .lifecycle import Lifecycle
 from .rows import levels_of, rows_of
+from .snapshot import Snapshot, copied, fingerprint, overwrite
 from .topology import ClusterSpec, Slot, lay_out
 from .units import PS_PER_S, to_ps
 from .workload.table import RequestTable
 
-CHUNK_PS = 64 * PS_PER_S
-"""Longest stretch in one call of the engine: the ring of bins must hold it and the longest iteration."""
+CHUNK_PS = (BINS - 1) * PS_PER_S
+"""Longest stretch in one call of the engine: the ring of bins must hold it."""
+
+CONSTANT = {*Tables._fields, "hashes"}
+"""Arrays of the engine that never change: they belong to the blueprint and the workload."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,10 +123,11 @@ class Cluster:
         requests: The workload; model names in it must be among the blueprint's.
         rng: Source of all randomness of this run; each subsystem gets a generator spawned from it.
         expected_s: Expected length of the run, seconds.
+        faults: What breaks, and when.
         facility: What sets the inlet temperatures; by default nothing but place and the servers' own heat does.
 
     Raises:
-        InputError: The workload names a model that the cluster does not have.
+        InputError: The workload names a model that the cluster does not have, or a fault a place.
     """
 
     def __init__(
@@ -126,27 +136,35 @@ class Cluster:
         requests: RequestTable,
         rng: np.random.Generator,
         expected_s: int = 1024,
+        faults: Sequence[FaultSpec] = (),
         facility: Facility | None = None,
     ) -> None:
         self.blueprint = blueprint
         self.requests = requests
-        self.world = simpy.Environment(initial_time=0)
+        self.agenda = Agenda(simpy.Environment(initial_time=0))
         self.engine = _start(blueprint, requests)
         self._note_coupling()
         self.history = History(len(blueprint.slots), expected_s)
-        life_rng, route_rng = rng.spawn(2)
+        life_rng, route_rng, fault_rng = rng.spawn(3)
         self.engine.cursor[C_SEED] = route_rng.integers(2**62)
         self.lifecycle = Lifecycle(
-            self.world,
+            self.agenda,
             self.engine.slots,
             blueprint.deployments,
             blueprint.index,
             life_rng,
-            partial(clear_cache, self.engine),
+            partial(_clear_cache, self.engine),
+            partial(_evict, self.engine),
         )
         self.facility = facility or Facility(blueprint.spec, blueprint.slots)
+        self.faults = Faults(faults, blueprint.slots, self.agenda, self.lifecycle, fault_rng)
         self._now_ps = 0
         self._update_inlets(np.zeros(len(blueprint.slots)))
+
+    @property
+    def world(self) -> simpy.Environment:
+        """The SimPy environment; restoring a state replaces it."""
+        return self.agenda.world
 
     @property
     def now_ps(self) -> int:
@@ -243,9 +261,24 @@ class Cluster:
         self._enter_simpy(self._now_ps)
         self.lifecycle.command(slot, target)
 
-    def fail(self, slot: int) -> None:
-        """Drops what ``slot`` does now; its requests fail or go back to the gateway, by the cluster's policy."""
-        kernels.evict(self.engine, slot, self._now_ps)
+    def fail(self, *slots: int, repair_s: float) -> None:
+        """Lets slots fail now, see :meth:`Lifecycle.fail`."""
+        self._enter_simpy(self._now_ps)
+        self.lifecycle.fail(*slots, repair_ps=to_ps(repair_s))
+
+    def occupy(self, slot: int, load_w: float) -> None:
+        """Gives a slot to a foreign machine, see :meth:`Lifecycle.occupy`; ``lifecycle.set_load`` changes its draw."""
+        self._enter_simpy(self._now_ps)
+        self.lifecycle.occupy(slot, load_w)
+
+    def vacate(self, slot: int) -> None:
+        """Lets the foreign machine leave a slot, see :meth:`Lifecycle.vacate`."""
+        self._enter_simpy(self._now_ps)
+        self.lifecycle.vacate(slot)
+
+    def settle(self) -> None:
+        """Lets happen what is due now: commands take effect at the next chance, not at once."""
+        self._enter_simpy(self._now_ps)
 
     def advance(self, until_ps: int) -> None:
         """Runs to ``until_ps``; SimPy is entered only where one of its events is due."""
@@ -269,6 +302,55 @@ class Cluster:
             # To the next whole second, so that the history holds all of it.
             self.advance((self._now_ps // PS_PER_S + 1) * PS_PER_S)
         return self.finished
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of all that a saved state leaves out: cluster, workload, faults, and how the engine is laid out."""
+        plan, requests = self.blueprint, self.requests
+        return fingerprint(
+            plan.spec.model_dump_json(),
+            *plan.tables,
+            [(d.model, d.load_s, d.wake_s) for d in plan.deployments],
+            *(getattr(requests, field.name) for field in fields(requests)),
+            self.faults.specs,
+            [(name, array.dtype.descr, array.shape) for name, array in self.engine._asdict().items()],
+        )
+
+    def save_state(self) -> Snapshot:
+        """The state of the run, to be restored into this cluster or into another one that was made alike.
+
+        Raises:
+            InputError: There are SimPy processes in ``world``, which cannot be saved.
+        """
+        arrays = {name: copied(array) for name, array in self.engine._asdict().items() if name not in CONSTANT}
+        return Snapshot(
+            self.fingerprint,
+            {
+                "now_ps": self._now_ps,
+                "agenda": self.agenda.save_state(),
+                "engine": arrays,
+                "history": self.history.save_state(),
+                "lifecycle": self.lifecycle.save_state(),
+                "faults": self.faults.save_state(),
+                "facility": self.facility.save_state(),
+            },
+        )
+
+    def restore_state(self, snapshot: Snapshot) -> None:
+        """Goes back, or on, to a saved state; what follows is the same, to the byte, as what followed then.
+
+        Raises:
+            InputError: It was taken of another cluster, workload or version, or there are SimPy processes in ``world``.
+        """
+        state = snapshot.state_for(self.fingerprint)
+        self.agenda.restore_state(state["agenda"])
+        self._now_ps = state["now_ps"]
+        for name, array in state["engine"].items():
+            overwrite(getattr(self.engine, name), array)
+        self.history.restore_state(state["history"])
+        self.lifecycle.restore_state(state["lifecycle"])
+        self.faults.restore_state(state["faults"])
+        self.facility.restore_state(state["facility"])
 
     def _enter_simpy(self, now_ps: int) -> None:
         if now_ps > self.world.now:
@@ -309,3 +391,13 @@ def _start(blueprint: Blueprint, requests: RequestTable) -> Engine:
     for slot in range(len(slots)):
         clear_cache(engine, slot)
     return engine
+
+
+def _clear_cache(engine: Engine, slot: int) -> None:
+    """A function by name, which unlike a compiled one can be pickled."""
+    clear_cache(engine, slot)
+
+
+def _evict(engine: Engine, slot: int) -> None:
+    """Drops what a slot that fails does now; its requests fail or go back to the gateway, by the cluster's policy."""
+    kernels.evict(engine, slot, int(engine.cursor[C_NOW]))

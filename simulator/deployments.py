@@ -119,7 +119,7 @@ def stack(deployments: Sequence[Deployment], engine: EngineSpec) -> Tables:
     """The deployments as the engine's arrays."""
     costs, powers = [d.cost for d in deployments], [d.power for d in deployments]
     records = np.zeros(len(deployments), DEPLOYMENT)
-    for name in ("kv_blocks", "max_model_len", "model"):
+    for name in ("kv_blocks", "model"):
         records[name] = [getattr(d, name) for d in deployments]
     for name in ("kv_read_ps", "attention_ps"):
         records[name] = [getattr(c, name) for c in costs]
@@ -131,9 +131,11 @@ def stack(deployments: Sequence[Deployment], engine: EngineSpec) -> Tables:
     records["transfer_latency_ps"] = [d.kv_transfer_latency_ps for d in deployments]
     records["averaging"] = [p.meter_window_s >= AVERAGING_FROM_S for p in powers]
     records["watermark"] = [int(engine.watermark * d.kv_blocks) for d in deployments]
+    usable = (records["kv_blocks"] - records["watermark"]) * engine.block_size
+    records["max_tokens"] = np.minimum([d.max_model_len for d in deployments], usable)
     records["max_num_seqs"] = engine.max_num_seqs
     records["max_batched_tokens"] = engine.max_num_batched_tokens
-    records["block_size"] = engine.block_size
+    records["block_shift"] = engine.block_size.bit_length() - 1
     records["by_priority"] = engine.scheduling_policy == "priority"
     running_w = np.array([p.idle_w + p.scale * p.active_w for p in powers])
     compute_w = np.array([p.scale * p.compute_w for p in powers])

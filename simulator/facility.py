@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .signals import PiecewiseLinear, through
+from .snapshot import State
 from .topology import ClusterSpec, Slot
 from .units import PS_PER_S
 
@@ -36,6 +37,8 @@ class Facility:
         airflow: For each row, shares over time that its airflow is multiplied with; none by default.
 
     Attributes:
+        outside_c: Outside temperature.
+        airflow: Shares of the airflow.
         recirculation_k: Rise of each row's air at present, kelvin.
         time_ps: When that was.
     """
@@ -47,7 +50,7 @@ class Facility:
         outside_c: PiecewiseLinear | None = None,
         airflow: Sequence[Sequence[PiecewiseLinear]] = (),
     ) -> None:
-        self._air, self._outside_c, self._airflow = spec.air, outside_c, airflow
+        self._air, self.outside_c, self.airflow = spec.air, outside_c, airflow
         self._rise_k = through(spec.air.outside_rise_k)
         self._row = np.array([s.row for s in slots])
         self._server = np.array([s.server for s in slots])
@@ -67,8 +70,8 @@ class Facility:
             power_w: Power of each slot in the last second, watts (R,).
         """
         air_c = self._place_c
-        if self._outside_c is not None:
-            air_c = air_c + self._rise_k.at(self._outside_c.at(now_ps / PS_PER_S))
+        if self.outside_c is not None:
+            air_c = air_c + self._rise_k.at(self.outside_c.at(now_ps / PS_PER_S))
         if self._mixes:
             self._mix(now_ps, power_w)
             air_c = air_c + self.recirculation_k[self._row]
@@ -79,7 +82,7 @@ class Facility:
     def _mix(self, now_ps: int, power_w: F64) -> None:
         """Moves each row's recirculation towards where its heat and its airflow would bring it."""
         carries = self._carries_w_per_k.copy()
-        for row, shares in enumerate(self._airflow):
+        for row, shares in enumerate(self.airflow):
             for share in shares:
                 carries[row] *= share.at(now_ps / PS_PER_S)
         heat_w = np.bincount(self._row, weights=power_w, minlength=len(carries))
@@ -87,3 +90,11 @@ class Facility:
         stays = math.exp(-(now_ps - self.time_ps) / PS_PER_S / self._air.tau_s)
         self.recirculation_k = target_k + (self.recirculation_k - target_k) * stays
         self.time_ps = now_ps
+
+    def save_state(self) -> State:
+        """The air in the rows; the signals are their owner's."""
+        return {"recirculation_k": self.recirculation_k, "time_ps": self.time_ps}
+
+    def restore_state(self, state: State) -> None:
+        """Takes up a state of :meth:`save_state`."""
+        self.recirculation_k, self.time_ps = state["recirculation_k"], state["time_ps"]

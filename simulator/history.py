@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .kernels.state import BIN, BINS, Records
-
-ADDED_UP = ("energy", "prompt_tokens", "output_tokens")
+from .kernels.state import BIN, BINS, J_PER_UNIT, Records
+from .snapshot import State, copied, overwrite
 
 
 class History:
@@ -34,16 +33,33 @@ class History:
         first = self._length
         if until_s <= first:
             return
-        if until_s > len(self._record):
-            more = max(until_s, 2 * len(self._record)) - len(self._record)
+        self._reserve(until_s)
+        self._status[first:until_s] = status
+        while first < until_s:
+            cell = first % BINS
+            stop = min(until_s, first - cell + BINS)
+            taken = bins[cell : cell + stop - first]
+            self._record[first:stop] = taken
+            taken.fill(0)
+            first = stop
+        self._length = until_s
+
+    def _reserve(self, seconds: int) -> None:
+        if seconds > len(self._record):
+            more = max(seconds, 2 * len(self._record)) - len(self._record)
             self._record = np.pad(self._record, ((0, more), (0, 0)))
             self._status = np.pad(self._status, ((0, more), (0, 0)))
-        cells = np.arange(first, until_s) % BINS
-        self._record[first:until_s] = bins[cells]
-        self._status[first:until_s] = status
-        for name in ADDED_UP:
-            bins[name][cells] = 0
-        self._length = until_s
+
+    def save_state(self) -> State:
+        """A copy of what has been recorded."""
+        return {"record": copied(self._record[: self._length]), "status": self._status[: self._length].copy()}
+
+    def restore_state(self, state: State) -> None:
+        """Goes back, or on, to a state of :meth:`save_state`."""
+        self._length = len(state["record"])
+        self._reserve(self._length)
+        overwrite(self._record[: self._length], state["record"])
+        self._status[: self._length] = state["status"]
 
     def column(self, name: str, last_s: int | None = None) -> NDArray[Any]:
         """A column of the record.
@@ -55,8 +71,10 @@ class History:
             last_s: Only the last so many seconds.
 
         Returns:
-            Array (seconds, slots), a view.
+            Array (seconds, slots).
         """
-        column: NDArray[Any] = self._status if name == "status" else self._record[name]
         first = 0 if last_s is None else max(0, self._length - last_s)
-        return column[first : self._length]
+        if name == "status":
+            return self._status[first : self._length]
+        record = self._record[first : self._length]
+        return record["energy"] * J_PER_UNIT if name == "energy_j" else record[name]

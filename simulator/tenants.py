@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .cluster import Cluster
 from .kernels.state import TENANT
+from .snapshot import State, generator_from, generator_state
 from .units import to_ps
 
 
 class TenantsSpec(BaseModel):
     """Virtual machines that ask for a slot, stay for their lives and leave; what they do is theirs alone.
 
-    Lives are log-normal: most virtual machines are gone soon and a few stay for long (Cortez et al., "Resource Central",
-    SOSP 2017).
+    Lives are log-normal: most virtual machines are gone soon and a few stay for long (Cortez et al., "Resource
+    Central", SOSP 2017).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -44,17 +45,19 @@ class Tenants:
         spec: Who comes.
         cluster: Where to. Nothing in it holds this object, which must be kept as long as tenants are to come.
         rng: Source of arrivals, lives and loads.
-        ask: Is called whenever a tenant asks for a slot; :meth:`move_in` gives it one.
+        queue: Where they ask for a slot; :meth:`move_in` gives one to the first that waits.
+        sign: What is put there for each.
 
     Attributes:
         holder: int64 (R,): number of the tenant on each slot, 0 where there is none.
         arrived: Tenants that have asked so far.
-        rng: The source.
     """
 
-    def __init__(self, spec: TenantsSpec, cluster: Cluster, rng: np.random.Generator, ask: Callable[[], None]) -> None:
-        self._spec, self._cluster, self._ask = spec, cluster, ask
-        self.rng = rng
+    def __init__(
+        self, spec: TenantsSpec, cluster: Cluster, rng: np.random.Generator, queue: deque[int], sign: int
+    ) -> None:
+        self._spec, self._cluster, self._rng = spec, cluster, rng
+        self._queue, self._sign = queue, sign
         blueprint = cluster.blueprint
         self._idle_w = np.array([blueprint.deployments[d].power.idle_w for d in blueprint.initial])
         self._tdp_w = blueprint.cap_max_w
@@ -76,22 +79,22 @@ class Tenants:
         self._cluster.occupy(slot, self._draw_load_w(slot))
         self._seated += 1
         self.holder[slot] = self._seated
-        life_s = self._spec.life_median_s * np.exp(self._spec.life_sigma * self.rng.standard_normal())
+        life_s = self._spec.life_median_s * np.exp(self._spec.life_sigma * self._rng.standard_normal())
         agenda = self._cluster.agenda
         agenda.at(agenda.now_ps + to_ps(float(life_s)), "tenant-leaves", slot, self._seated)
         self._after(self._spec.mean_hold_s, "tenant-load", slot, self._seated)
 
     def _after(self, mean_s: float, kind: str, *values: int) -> None:
         agenda = self._cluster.agenda
-        agenda.at(agenda.now_ps + to_ps(float(self.rng.exponential(mean_s))), kind, *values)
+        agenda.at(agenda.now_ps + to_ps(float(self._rng.exponential(mean_s))), kind, *values)
 
     def _draw_load_w(self, slot: int) -> float:
-        share = float(self.rng.uniform(*self._spec.load))
+        share = float(self._rng.uniform(*self._spec.load))
         return float(self._idle_w[slot] + share * (self._tdp_w[slot] - self._idle_w[slot]))
 
     def _ask_for_slot(self) -> None:
         self.arrived += 1
-        self._ask()
+        self._queue.append(self._sign)
 
     def _arrive(self, _: tuple[int, ...]) -> None:
         self._ask_for_slot()
@@ -113,3 +116,18 @@ class Tenants:
             self._cluster.lifecycle.vacate(slot)
         if self.holder[slot] == number:
             self.holder[slot] = 0
+
+    def save_state(self) -> State:
+        """What is neither in the slots nor in the agenda."""
+        return {
+            "holder": self.holder.copy(),
+            "arrived": self.arrived,
+            "seated": self._seated,
+            "rng": generator_state(self._rng),
+        }
+
+    def restore_state(self, state: State) -> None:
+        """Takes up a state of :meth:`save_state`; slots and agenda are restored by the cluster."""
+        self.holder[...] = state["holder"]
+        self.arrived, self._seated = state["arrived"], state["seated"]
+        self._rng = generator_from(state["rng"])

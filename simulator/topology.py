@@ -92,7 +92,7 @@ class EngineSpec(_Spec):
 
     max_num_seqs: int = Field(default=256, ge=1, le=4096)
     max_num_batched_tokens: int = Field(default=2048, ge=16, le=65536)
-    block_size: int = Field(default=16, ge=1, le=256)
+    block_size: Literal[1, 2, 4, 8, 16, 32, 64, 128, 256] = Field(default=16, description="Tokens per KV block.")
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     max_model_len: int | None = Field(default=None, ge=1, description="Context limit; the model's own by default.")
     scheduling_policy: Literal["fcfs", "priority"] = Field(default="fcfs", description="Order of the waiting queue.")

@@ -345,6 +345,8 @@ def compiled(tables: Table | list[Table], jobs: list[Job], router: int = 1, cap_
     for name in ("off", "idle", "memory"):
         records[f"{name}_cw"] = [round(getattr(t, f"{name}_w") * 100) for t in tables]
     records["gpus"] = 1
+    records["block_shift"] = tables[0].block_size.bit_length() - 1
+    records["max_tokens"] = [min(t.max_model_len, t.kv_blocks * t.block_size) for t in tables]
     cost = np.array([(t.fixed_ps, t.compute_ps, t.memory_ps) for t in tables], np.int64)
     ladder = np.array([(t.clock, t.scale) for t in tables])
     running = np.array([[t.idle_w + f * t.active_w for f in t.scale] for t in tables])

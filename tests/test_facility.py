@@ -107,7 +107,7 @@ def test_failing_fans_take_the_air_of_their_row() -> None:
 def test_a_cluster_breathes_the_air_of_its_facility() -> None:
     of = spec((0.02, 1.0))
     plan = Blueprint.of(of)
-    world = Cluster(plan, NOTHING, np.random.default_rng(0), 8, facility(of, constant(30.0)))
+    world = Cluster(plan, NOTHING, np.random.default_rng(0), 8, facility=facility(of, constant(30.0)))
     assert world.engine.slots["inlet_c"] == pytest.approx(np.tile([20, 20, 23, 23], 2) + 7 + 4 / 3)
     world.advance(to_ps(2000))
     slots, idle_w = world.engine.slots, plan.deployments[0].power.idle_w

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,7 @@ from llmcluster.simulator.cluster import Blueprint, Cluster
 from llmcluster.simulator.errors import InputError
 from llmcluster.simulator.kernels.state import EMPTY, SERVING, SLEEPING, TENANT
 from llmcluster.simulator.lifecycle import Target
+from llmcluster.simulator.snapshot import Snapshot
 from llmcluster.simulator.tenants import Tenants, TenantsSpec
 from llmcluster.simulator.topology import ClusterSpec
 from llmcluster.simulator.units import PS_PER_S, to_ps
@@ -42,29 +45,23 @@ class Hotel:
     """A cluster whose tenants take the first free slot when they come, as long as there is one."""
 
     def __init__(self, gpus: int = 4, seed: int = 0, **spec: Any) -> None:
-        self.cluster, self.asked_ps = cluster(gpus), list[int]()
-        self.waiting = 0
-        self.tenants = Tenants(
-            TenantsSpec(**{"mean_interval_s": 60.0, **spec}), self.cluster, np.random.default_rng(seed), self.ask
-        )
-
-    def ask(self) -> None:
-        self.asked_ps.append(self.cluster.agenda.now_ps)
-        self.waiting += 1
+        self.cluster, self.queue = cluster(gpus), deque[int]()
+        rng = np.random.default_rng(seed)
+        self.tenants = Tenants(TenantsSpec(**{"mean_interval_s": 60.0, **spec}), self.cluster, rng, self.queue, 7)
 
     def run(self, until_s: int) -> None:
         for second in range(self.cluster.now_ps // PS_PER_S + 1, until_s + 1):
             self.cluster.advance(second * PS_PER_S)
             free = np.flatnonzero(self.cluster.engine.slots["status"] == EMPTY)
-            for slot in free[: self.waiting].tolist():
+            for slot in free[: len(self.queue)].tolist():
+                assert self.queue.popleft() == 7
                 self.tenants.move_in(slot)
-                self.waiting -= 1
 
     def column(self, name: str) -> np.ndarray[Any, Any]:
         return self.cluster.history.column(name)
 
 
-# ------------------------------------------------------------------------------------------------------- lives and loads
+# ------------------------------------------------------------------------------------------------------ lives and loads
 
 
 def test_tenants_come_at_their_rate() -> None:
@@ -72,15 +69,15 @@ def test_tenants_come_at_their_rate() -> None:
     for seed in range(30):
         hotel = Hotel(1, seed, mean_interval_s=20.0)
         hotel.cluster.advance(to_ps(600))
-        assert hotel.tenants.arrived == len(hotel.asked_ps)
-        counts.append(len(hotel.asked_ps))
+        assert hotel.tenants.arrived == len(hotel.queue)
+        counts.append(len(hotel.queue))
     assert np.mean(counts) == pytest.approx(30, rel=0.1)
     assert np.var(counts) == pytest.approx(30, rel=0.6)
 
 
 def test_the_first_ones_are_there_at_once() -> None:
     hotel = Hotel(initial=3)
-    assert hotel.asked_ps == [0, 0, 0] and hotel.tenants.arrived == 3
+    assert len(hotel.queue) == hotel.tenants.arrived == 3
 
 
 def test_they_stay_for_their_lives_and_leave_an_empty_slot() -> None:
@@ -105,7 +102,7 @@ def test_they_draw_power_between_idle_and_tdp_in_steps() -> None:
     assert low_w <= power_w.min() < low_w + 30 and high_w - 30 < power_w.max() <= high_w
     changes = np.count_nonzero(np.abs(np.diff(power_w)) > 1e-6)
     assert 60 < changes < 230  # two seconds see a change of load in their midst
-    assert (hotel.column("metered_w")[2:, 0] == pytest.approx(power_w))
+    assert hotel.column("metered_w")[2:, 0] == pytest.approx(power_w)
 
 
 def test_a_constant_load_is_what_the_slot_draws() -> None:
@@ -139,7 +136,7 @@ def test_the_events_of_one_tenant_do_not_move_the_next() -> None:
     """The slot fails under its tenant and is let again; what the first was to do is forgotten."""
     hotel = Hotel(1, 3, mean_interval_s=1e9, initial=2, life_median_s=50.0, life_sigma=0.0, mean_hold_s=5.0)
     hotel.run(10)
-    hotel.cluster.lifecycle.fail(0, repair_ps=to_ps(20))
+    hotel.cluster.fail(0, repair_s=20)
     hotel.run(32)
     assert hotel.tenants.holder[0] == 2
     hotel.run(80)
@@ -189,7 +186,7 @@ def test_the_place_action_seats_a_tenant(tiny: Tiny) -> None:
     env = let(tiny)
     assert (env.telemetry.pending_instances, env.telemetry.pending_model) == (1, TENANT_ASKS)
     for _ in range(3):
-        obs, reward, _, _, info = env.step(keep(env, -1))
+        info = env.step(keep(env, -1))[4]
         assert env.telemetry.pending_instances == 1 and info["reward_terms"]["pending"] < 0
     obs = env.step(keep(env, 2))[0]
     assert env.telemetry.status.tolist() == [SERVING, EMPTY, TENANT, SLEEPING]
@@ -236,3 +233,25 @@ def test_a_tenant_takes_its_turn_among_instances(tiny: Tiny) -> None:
     env.step(keep(env, 1))
     env.step(keep(env, 2))
     assert env.telemetry.status[2] == TENANT and env.telemetry.status[1] != TENANT
+
+
+@pytest.mark.parametrize("cut_s", [0, 30, 90])
+def test_a_saved_run_has_the_same_guests(tiny: Tiny, cut_s: int) -> None:
+    spec = {"initial": 2, "mean_interval_s": 15.0, "life_median_s": 20.0, "load": (0.0, 1.0), "mean_hold_s": 5.0}
+    env, other = let(tiny, **spec), let(tiny, **spec)
+    other.reset(seed=2)
+
+    def play(env: LLMClusterEnv, ticks: int) -> list[bytes]:
+        task, seen = Task.of(env), []
+        for _ in range(ticks):
+            view = View(env.observations.build(env.telemetry, np.zeros((5, 4, 3))), env.observations)
+            seen.append(env.step(keep(env, first_fit(task, view)))[0]["slots"].tobytes())
+        return seen
+
+    play(env, cut_s // 10)
+    snapshot = Snapshot.from_bytes(env.save_state().to_bytes())
+    expected = play(env, 12 - cut_s // 10)
+    for again in (env, other, copy.deepcopy(other)):
+        again.restore_state(snapshot)
+        assert play(again, 12 - cut_s // 10) == expected
+    assert len(set(expected)) == len(expected)

@@ -85,7 +85,6 @@ def close_bin(engine: Engine, r: int) -> None:
     now = engine.bins[(slot.edge_ps // BIN_PS - 1) % BINS, r]
     slot.edge_ps += BIN_PS
     mean_w = now.energy * J_PER_UNIT
-    now.energy_j = mean_w
     now.metered_w = mean_w if dep.averaging else slot.instant_w
     gpu_w = mean_w / dep.gpus
     temperature = slot.inlet_c

@@ -14,9 +14,9 @@ SPREAD = -7046029254386353131  # 2^64 over the golden ratio, odd: Knuth's multip
 
 
 @part
-def blocks(tokens: int, block_size: int) -> int:
-    """KV blocks that hold ``tokens``."""
-    return (tokens + block_size - 1) // block_size
+def blocks(tokens: int, shift: int) -> int:
+    """KV blocks of ``1 << shift`` tokens that hold ``tokens``."""
+    return (tokens + (1 << shift) - 1) >> shift
 
 
 @part
@@ -28,7 +28,7 @@ def caches(engine: Engine) -> bool:
 @part
 def unit_blocks(engine: Engine, r: int) -> int:
     """KV blocks under one prefix hash."""
-    return engine.cursor[C_UNIT_TOKENS] // engine.deployments[engine.slots[r].deployment].block_size
+    return engine.cursor[C_UNIT_TOKENS] >> engine.deployments[engine.slots[r].deployment].block_shift
 
 
 @part

@@ -48,7 +48,7 @@ def pop_finished(engine: Engine, r: int, now: int) -> None:
 def land_joiners(engine: Engine, r: int, now: int) -> None:
     """Gives a token to every request whose prefill has ended; it decodes on, is done or is handed over."""
     slot, requests = engine.slots[r], engine.requests
-    size = engine.deployments[slot.deployment].block_size
+    shift = engine.deployments[slot.deployment].block_shift
     for j in range(slot.joiners):
         request = engine.joiner[r, j]
         row = requests[request]
@@ -57,11 +57,11 @@ def land_joiners(engine: Engine, r: int, now: int) -> None:
         if row.first_token_ps < 0:
             row.first_token_ps = now
         if row.generated == row.output:
-            give_back(engine, r, request, blocks(cached, size))
+            give_back(engine, r, request, blocks(cached, shift))
             make_room(engine, r, now)
             leave(engine, request, FINISHED, now)
         elif slot.role == PREFILL:
-            give_back(engine, r, request, blocks(cached, size))
+            give_back(engine, r, request, blocks(cached, shift))
             hand_over(engine, r, request, now)
         else:
             n = slot.decodes
@@ -70,7 +70,7 @@ def land_joiners(engine: Engine, r: int, now: int) -> None:
             sift_up(engine.heap_key[r], engine.heap_request[r], n)
             slot.decodes += 1
             slot.context += cached
-            engine.phase[r, (cached - slot.iteration) % size] += 1
+            engine.phase[r, (cached - slot.iteration) & ((1 << shift) - 1)] += 1
     slot.joiners = 0
 
 
@@ -101,15 +101,15 @@ def count_tokens(engine: Engine, r: int, now: int, prompt: int, output: int) -> 
 
 
 @part
-def affordable(engine: Engine, r: int, iterations: int, block_size: int, free: int) -> int:
+def affordable(engine: Engine, r: int, iterations: int, shift: int, free: int) -> int:
     """How many of the next ``iterations`` can be had for ``free`` blocks."""
     slot = engine.slots[r]
-    if (iterations // block_size + 1) * slot.decodes <= free or blocks_for(engine, r, iterations, block_size) <= free:
+    if ((iterations >> shift) + 1) * slot.decodes <= free or blocks_for(engine, r, iterations, shift) <= free:
         return iterations
     low, high = 0, iterations
     while high - low > 1:
         middle = (low + high) >> 1
-        if blocks_for(engine, r, middle, block_size) <= free:
+        if blocks_for(engine, r, middle, shift) <= free:
             low = middle
         else:
             high = middle
@@ -149,16 +149,15 @@ def leap_within(room: int, k: int, base: int, slope: int, cached: int, n: int) -
 
 
 @part
-def decode(engine: Engine, r: int, limit: int, most: int, taken: int) -> None:
-    """Runs the decoding batch of slot ``r`` from its iteration boundary up to ``limit``, or launches one flight.
+def decode(engine: Engine, r: int, limit: int, launch_until: int, most: int, taken: int) -> None:
+    """Runs the decoding batch of slot ``r`` from its iteration boundary up to ``limit``.
 
-    The iteration that would end after ``limit`` stays in flight; at most ``most`` iterations are taken. The first one
-    has ``taken`` blocks already.
+    The iteration that would end after ``limit`` is put in flight if it begins before ``launch_until``, or if it is the
+    first. At most ``most`` iterations are taken; the first one has ``taken`` blocks already.
     """
     slot = engine.slots[r]
     d, n, now, cached = slot.deployment, slot.decodes, slot.now_ps, slot.context
     dep = engine.deployments[d]
-    size = dep.block_size
     fixed, weights, kv = engine.cost[d, FIXED, n], engine.cost[d, MEMORY, n], dep.kv_read_ps
     if slot.governed == 0:
         compute = engine.cost[d, COMPUTE, n] + dep.attention_ps * (cached + n)
@@ -176,24 +175,31 @@ def decode(engine: Engine, r: int, limit: int, most: int, taken: int) -> None:
         # The other side of the roofline takes over once the cache has grown past `turn` tokens.
         turn = (base - other) // (other_slope - slope)
         k = min(k, max(1, (turn - cached) // n))
-    k = affordable(engine, r, k, size, slot.free_blocks + taken)
+    k = affordable(engine, r, k, dep.block_shift, slot.free_blocks + taken)
 
     within = leap_within(limit - now, k, fixed + base, slope, cached, n)
-    k = max(within, 1)
-    read = k * cached + n * (k * (k + 1) // 2)
-    total = leap_time(k, fixed + base, slope, cached, n)
-    energy = energy_of(engine, d, step, total, k * matrix + attention * read, k * weights + kv * read)
-    take_blocks(engine, r, blocks_for(engine, r, k, size) - taken)
-    if within == 0:
-        take_off(engine, r, total, 0, energy)
-        return
-    spend(engine, r, energy)
-    slot.now_ps = now + total
-    slot.iteration += k
-    slot.context += n * k
-    count_tokens(engine, r, now + total, 0, n * k)
-    pop_finished(engine, r, now + total)
-    engine.cursor[C_EVENTS] += 1
+    if within > 0:
+        read = within * cached + n * (within * (within + 1) // 2)
+        total = leap_time(within, fixed + base, slope, cached, n)
+        spend(
+            engine,
+            r,
+            energy_of(engine, d, step, total, within * matrix + attention * read, within * weights + kv * read),
+        )
+        take_blocks(engine, r, blocks_for(engine, r, within, dep.block_shift) - taken)
+        slot.now_ps = now + total
+        slot.iteration += within
+        slot.context += n * within
+        count_tokens(engine, r, slot.now_ps, 0, n * within)
+        engine.cursor[C_EVENTS] += 1
+        if within == k or slot.now_ps >= launch_until:
+            pop_finished(engine, r, slot.now_ps)
+            return
+        taken = 0
+    read = slot.context + n
+    total = fixed + base + slope * read
+    take_blocks(engine, r, blocks_for(engine, r, 1, dep.block_shift) - taken)
+    take_off(engine, r, total, 0, energy_of(engine, d, step, total, matrix + attention * read, weights + kv * read))
 
 
 @part
@@ -226,7 +232,7 @@ def next_leave_bound(engine: Engine, r: int) -> int:
     # At the clock now held, until the next bin edge may change it; KV growth only makes iterations longer.
     d = slot.deployment
     k = engine.heap_key[r, 0] - slot.iteration - 1
-    if (k // engine.deployments[d].block_size + 1) * n > slot.free_blocks:
+    if ((k >> engine.deployments[d].block_shift) + 1) * n > slot.free_blocks:
         return flight  # A preemption would leave a smaller batch, whose iterations are shorter.
     shortest = engine.cost[d, FIXED, n] + engine.cost[d, MEMORY, n] + engine.deployments[d].kv_read_ps * slot.context
     edge = (flight // BIN_PS + 1) * BIN_PS
@@ -267,8 +273,10 @@ def run_replica(engine: Engine, r: int, limit: int) -> None:
             launch_mixed(engine, r, prefill, read, pairs)
         elif slot.decodes > 0:
             # No leap reaches the edge of the bin: what a meter shows then is the power of one iteration, not of a leap.
-            stop = min(limit, slot.edge_ps - 1, queue_deadline(engine, r))
+            edge = min(limit, slot.edge_ps - 1)
+            deadline = queue_deadline(engine, r)
             # Blocks that a preemption has freed may let the queue in at the very next iteration.
-            decode(engine, r, stop, 1 if again else MANY, taken)
+            most = 1 if again else MANY
+            decode(engine, r, min(edge, deadline), edge if edge < deadline else 0, most, taken)
     if engine.cursor[C_BOUNDED]:
         slot.bound_ps = next_leave_bound(engine, r)

@@ -31,8 +31,7 @@ def fits(engine: Engine, r: int, request: int) -> bool:
     """Whether the KV cache and the model's context of slot ``r`` can hold ``request`` to its end."""
     requests = engine.requests
     dep = engine.deployments[engine.slots[r].deployment]
-    tokens = requests[request].prompt + requests[request].output
-    return tokens <= dep.max_model_len and tokens <= (dep.kv_blocks - dep.watermark) * dep.block_size
+    return requests[request].prompt + requests[request].output <= dep.max_tokens
 
 
 @part

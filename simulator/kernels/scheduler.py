@@ -15,15 +15,15 @@ PARTIAL = -1
 def forget_decode(engine: Engine, r: int, cell: int, extra: int) -> int:
     """Removes heap cell ``cell`` of slot ``r`` from the decoding batch, frees its blocks and ``extra``; the request."""
     slot, requests = engine.slots[r], engine.requests
-    size = engine.deployments[slot.deployment].block_size
+    shift = engine.deployments[slot.deployment].block_shift
     request = engine.heap_request[r, cell]
     requests[request].generated = requests[request].output - (engine.heap_key[r, cell] - slot.iteration)
     cached = requests[request].prompt + requests[request].generated - 1
     heap_remove(engine.heap_key[r], engine.heap_request[r], cell, slot.decodes)
     slot.decodes -= 1
     slot.context -= cached
-    give_back(engine, r, request, blocks(cached, size) + extra)
-    engine.phase[r, (cached - slot.iteration) % size] -= 1
+    give_back(engine, r, request, blocks(cached, shift) + extra)
+    engine.phase[r, (cached - slot.iteration) & ((1 << shift) - 1)] -= 1
     slot.governed = 0
     return request
 
@@ -67,16 +67,16 @@ def preempt(engine: Engine, r: int, taken: int) -> int:
         How many of these remain taken.
     """
     slot, requests = engine.slots[r], engine.requests
-    size = engine.deployments[slot.deployment].block_size
+    shift = engine.deployments[slot.deployment].block_shift
     cell = choose_victim(engine, r)
     if cell == PARTIAL:
         request = slot.partial
         slot.partial = -1
-        give_back(engine, r, request, blocks(slot.partial_done, size))
+        give_back(engine, r, request, blocks(slot.partial_done, shift))
     else:
         request = engine.heap_request[r, cell]
         cached = requests[request].prompt + requests[request].output - (engine.heap_key[r, cell] - slot.iteration) - 1
-        extra = 1 if taken > 0 and cached % size == 0 else 0
+        extra = 1 if taken > 0 and cached & ((1 << shift) - 1) == 0 else 0
         taken -= extra
         forget_decode(engine, r, cell, extra)
     requests[request].status = WAITING
@@ -87,16 +87,14 @@ def preempt(engine: Engine, r: int, taken: int) -> int:
 
 
 @part
-def blocks_for(engine: Engine, r: int, iterations: int, block_size: int) -> int:
+def blocks_for(engine: Engine, r: int, iterations: int, shift: int) -> int:
     """New blocks that the decoding batch of slot ``r`` takes in the next ``iterations``."""
     slot = engine.slots[r]
-    full = iterations // block_size
-    need = full * slot.decodes
-    # Blocks run full where cached % size == 0, which is phase == -iteration: each iteration moves one phase down.
-    phase = (-slot.iteration) % block_size
-    for _ in range(iterations - full * block_size):
-        need += engine.phase[r, phase]
-        phase = phase - 1 if phase > 0 else block_size - 1
+    mask = (1 << shift) - 1
+    need = (iterations >> shift) * slot.decodes
+    # Blocks run full where cached tokens fill them, which is phase == -iteration: each iteration moves one phase down.
+    for i in range(iterations & mask):
+        need += engine.phase[r, (-slot.iteration - i) & mask]
     return need
 
 
@@ -112,7 +110,7 @@ def continue_partial(engine: Engine, r: int, taken: int) -> tuple[int, int, int,
     dep = engine.deployments[slot.deployment]
     done = slot.partial_done
     chunk = min(slot.partial_target - done, dep.max_batched_tokens - slot.decodes)
-    more = blocks(done + chunk, dep.block_size) - blocks(done, dep.block_size)
+    more = blocks(done + chunk, dep.block_shift) - blocks(done, dep.block_shift)
     preempted = False
     while slot.partial >= 0 and more > slot.free_blocks:
         taken = preempt(engine, r, taken)
@@ -146,7 +144,7 @@ def admit(engine: Engine, r: int, budget: int) -> tuple[int, int, int, bool]:
     """
     slot, requests = engine.slots[r], engine.requests
     dep = engine.deployments[slot.deployment]
-    now, size = slot.now_ps, dep.block_size
+    now = slot.now_ps
     prefill, read, pairs = 0, 0, 0
     while slot.waiting > 0 and budget > 0 and slot.partial < 0 and slot.decodes + slot.joiners < dep.max_num_seqs:
         request = slot.queue_head
@@ -164,7 +162,7 @@ def admit(engine: Engine, r: int, budget: int) -> tuple[int, int, int, bool]:
             hits, unheld = count_hits(engine, r, request, target)
             hit = hits * engine.cursor[C_UNIT_TOKENS]
         chunk = min(target - hit, budget)
-        fresh = blocks(hit + chunk, size)
+        fresh = blocks(hit + chunk, dep.block_shift)
         if hits > 0:
             fresh -= hits * unit_blocks(engine, r)
             if fresh + unheld * unit_blocks(engine, r) + dep.watermark > slot.free_blocks:
@@ -207,7 +205,7 @@ def schedule(engine: Engine, r: int) -> tuple[int, int, int, int, bool]:
     preempted = False
     need = 0
     while slot.decodes > 0:
-        need = blocks_for(engine, r, 1, dep.block_size)
+        need = blocks_for(engine, r, 1, dep.block_shift)
         if need <= slot.free_blocks:
             break
         preempt(engine, r, 0)

@@ -97,10 +97,11 @@ def _record(whole: str, real: str = "", short: str = "") -> np.dtype[np.void]:
 
 
 # Per deployment; see tables.py. `averaging`: the meter shows the mean of the bin, else the instant at its end.
-# `*_cw`: centiwatts. `watermark`: blocks that admission leaves free. `by_priority`: the scheduling policy.
+# `*_cw`: centiwatts. `block_shift`: binary logarithm of the tokens per KV block. `max_tokens`: of a request, prompt
+# and output. `watermark`: blocks that admission leaves free. `by_priority`: the scheduling policy.
 DEPLOYMENT = _record(
-    "kv_read_ps attention_ps gpus averaging kv_blocks watermark max_model_len max_num_seqs max_batched_tokens "
-    "block_size model by_priority idle_cw off_cw memory_cw transfer_ps transfer_latency_ps",
+    "kv_read_ps attention_ps gpus averaging kv_blocks watermark max_tokens max_num_seqs max_batched_tokens "
+    "block_shift model by_priority idle_cw off_cw memory_cw transfer_ps transfer_latency_ps",
     "throttle_c resume_c",
 )
 
@@ -127,10 +128,11 @@ SLOT = _record(
     "cap_w inlet_c instant_w load_w route_weight route_credit",
 )
 
-# Per slot and second. `energy` is exact, `energy_j` the same in joules once the second is over; `kv_used` is a share
-# of the KV blocks.
-BIN = _record(
-    "running waiting prompt_tokens output_tokens energy", "energy_j metered_w temperature_c clock_ratio kv_used"
+# Per slot and second, kept small since days of them are kept. `kv_used` is a share of the KV blocks.
+BIN = np.dtype(
+    [("energy", np.int64)]
+    + [(name, np.int32) for name in ("running", "waiting", "prompt_tokens", "output_tokens")]
+    + [(name, np.float32) for name in ("metered_w", "temperature_c", "clock_ratio", "kv_used")]
 )
 
 # Per slot: cells of the prefix cache, see prefix.py.
@@ -195,11 +197,9 @@ class Limits(NamedTuple):
 
 def _longest(deployments: Records) -> I64:
     """Tokens of the longest request of each model that some slot could hold to its end; the last entry is for any."""
-    blocks = deployments["kv_blocks"] - deployments["watermark"]
-    holds = np.minimum(deployments["max_model_len"], blocks * deployments["block_size"])
     longest = np.zeros(int(deployments["model"].max()) + 2, np.int64)
-    np.maximum.at(longest, deployments["model"], holds)
-    longest[-1] = holds.max()
+    np.maximum.at(longest, deployments["model"], deployments["max_tokens"])
+    longest[-1] = deployments["max_tokens"].max()
     return longest
 
 
