@@ -14,10 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 from llmcluster import LLMClusterEnv, Scenario, load_scenario, scenario_names
 from llmcluster.agents.base import Heuristic, Task, View
 from llmcluster.agents.static import Constant, highest_level, only
-from llmcluster.envs.actions import ClusterAction
+from llmcluster.envs.actions import NOWHERE, ClusterAction
 from llmcluster.experiments.results import Episode
 from llmcluster.experiments.rollout import play
+from llmcluster.simulator.kernels.state import TENANT
 from llmcluster.simulator.metrics import met_slo
+from llmcluster.simulator.snapshot import Snapshot
 
 WARMUP_S = 60
 Rule = Callable[[Task, View], ClusterAction]
@@ -38,15 +40,10 @@ def environment(scenario: str) -> LLMClusterEnv:
     return LLMClusterEnv(scenario)
 
 
-def started(task: Task) -> NDArray[np.bool_]:
-    """Slots that hold a model at the start."""
-    return np.array([slot.spec.model is not None for slot in task.blueprint.slots])
-
-
 def capped(task: Task, share: ArrayLike, chosen: NDArray[np.bool_] | None = None) -> ClusterAction:
-    """Least outstanding over the chosen slots (all that start with a model), capped at shares of their ranges."""
-    fleet, on = task.fleet, started(task) if chosen is None else chosen
-    action = only(task, on, 1.0, "least-outstanding")
+    """Least outstanding over the chosen slots (all by default), capped at shares of their ranges."""
+    fleet = task.fleet
+    action = only(task, np.ones(len(fleet), bool) if chosen is None else chosen, 1.0, "least-outstanding")
     return replace(
         action, cap_w=fleet.cap_min_w + np.broadcast_to(share, len(fleet)) * (fleet.cap_max_w - fleet.cap_min_w)
     )
@@ -58,9 +55,7 @@ def constant(
     """An episode with the same caps throughout, with only the first ``slots`` slots on."""
     env = environment(scenario) if isinstance(scenario, str) else scenario
     task = Task.of(env)
-    on = started(task)
-    if slots is not None:
-        on[slots:] = False
+    on = np.arange(len(env.fleet)) < (len(env.fleet) if slots is None else slots)
     return play(env, Constant(task, capped(task, share, on)), "constant", seed, WARMUP_S, drain=drain)
 
 
@@ -102,6 +97,7 @@ SENSIBLE = {
     "oversubscribed-row": 0.5,
     "power-budget": 0.5,
     "power-feed-failure": 0.25,
+    "saas-iaas": 0.25,
     "small": 0.5,
 }
 
@@ -119,12 +115,39 @@ def test_a_sensible_constant_serves_most_requests(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SENSIBLE)
-def test_to_serve_pays_and_decisions_matter(name: str) -> None:
+def test_neither_the_least_nor_the_most_power_is_best(name: str) -> None:
     env = without(name, events=())
     rewards = {share: constant(env, share, drain=False).reward for share in (0.0, SENSIBLE[name], 1.0)}
     assert rewards[SENSIBLE[name]] == max(rewards.values()) > min(rewards.values()) + 10
-    asleep = constant(env, 0.0, slots=0, drain=False).reward
-    assert rewards[SENSIBLE[name]] > asleep + 10
+
+
+@pytest.mark.parametrize("name", SENSIBLE)
+def test_doing_nothing_does_not_pay(name: str) -> None:
+    env = without(name, events=(), horizon_s=300)
+    assert constant(env, SENSIBLE[name]).reward > constant(env, 0.0, slots=0, drain=False).reward + 3
+
+
+@pytest.mark.parametrize("name", scenario_names())
+def test_a_saved_run_goes_on_the_same(name: str) -> None:
+    env, other = LLMClusterEnv(name), LLMClusterEnv(name)
+
+    def steps(env: LLMClusterEnv, seed: int) -> list[tuple[bytes, ...]]:
+        rng = np.random.default_rng(seed)
+        seen = []
+        for _ in range(15):
+            parts = np.split(env.action_masks(), np.cumsum(env.codec.layout.sizes)[:-1])
+            obs, reward, _, _, _ = env.step([rng.choice(np.flatnonzero(part)) for part in parts])
+            seen.append((*(value.tobytes() for value in obs.values()), np.float64(reward).tobytes()))
+        return seen
+
+    env.reset(seed=3)
+    other.reset(seed=4)
+    steps(env, 0)
+    saved = env.save_state().to_bytes()
+    expected = steps(env, 1)
+    other.restore_state(Snapshot.from_bytes(saved))
+    assert steps(other, 1) == expected
+    assert other.plant.summary().energy_j == env.plant.summary().energy_j
 
 
 # ------------------------------------------------------------------------------------------------------- what each has
@@ -158,7 +181,7 @@ def test_the_mixed_fleet_has_slack_where_clients_are_patient() -> None:
 def spend_the_budget(task: Task, view: View) -> ClusterAction:
     """All slots on, as high as the budget of the next half minute allows."""
     lowest_w = min(view.cluster(f"budget_in_{lead}s") for lead in (0, 30))
-    return capped(task, min(highest_level(task, started(task), lowest_w), 0.75))
+    return capped(task, min(highest_level(task, np.ones(len(task.fleet), bool), lowest_w), 0.75))
 
 
 def test_no_constant_fits_a_budget_that_moves() -> None:
@@ -255,6 +278,35 @@ def test_inlets_and_throttling_follow_the_weather() -> None:
     spared = ruled("heat-wave", spare_the_warm_place)
     assert spared.summary.throttle_events < full.summary.throttle_events / 10
     assert spared.reward > max(constant("heat-wave", share).reward for share in (0.5, 0.75, 1.0))
+
+
+def by_head_room(task: Task, view: View) -> ClusterAction:
+    """Half the power where the row has some to spare, a quarter elsewhere; whoever asks goes where there is most."""
+    room_w = view.slot("row_headroom_in_0s")
+    free = view.slot("is_empty") + view.slot("is_sleeping") > 0
+    asks = view.cluster("pending_instances") > 0 and free.any()
+    place = int(np.where(free, room_w, -np.inf).argmax()) if asks else NOWHERE
+    return replace(capped(task, np.where(room_w > 500, 0.5, 0.25)), place=place)
+
+
+def test_tenants_hold_slots_and_draw_what_nobody_can_cap() -> None:
+    constant("saas-iaas", 0.0)
+    let = history("saas-iaas", "status") == TENANT
+    lowest_w = environment("saas-iaas").fleet.cap_min_w
+    assert 1 < let.sum(axis=1).mean() < 6
+    assert (let.sum(axis=0) > 0).sum() >= 3 and not let[:, :4].any()
+    assert (history("saas-iaas", "energy_j")[let] > 1.2 * lowest_w[0]).mean() > 0.9
+    assert history("saas-iaas", "output_tokens")[let].sum() == 0
+
+
+def test_tenants_are_better_placed_by_head_room_than_as_they_come() -> None:
+    first_fit = [constant("saas-iaas", 0.5, seed=seed) for seed in range(3)]
+    placed = [ruled("saas-iaas", by_head_room, seed=seed) for seed in range(3)]
+    for one, other in zip(first_fit, placed, strict=True):
+        assert other.summary.over_rows_j < 0.5 * one.summary.over_rows_j
+    low = [constant("saas-iaas", 0.25, seed=seed) for seed in range(3)]
+    rewards = [np.mean([episode.reward for episode in episodes]) for episodes in (placed, first_fit, low)]
+    assert rewards[0] > max(rewards[1:])
 
 
 def batch_when(cheap: bool) -> Rule:

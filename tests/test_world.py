@@ -14,6 +14,7 @@ from llmcluster.envs.features import Feature
 from llmcluster.envs.telemetry import LEAD_TIMES_S
 from llmcluster.envs.world import World, draw_world
 from llmcluster.simulator.cluster import Blueprint
+from llmcluster.simulator.snapshot import Snapshot
 
 Tiny = Callable[..., dict[str, Any]]
 MODEL = "Llama-3.1-8B"
@@ -140,6 +141,41 @@ def test_a_cooling_failure_warms_its_row(tiny: Tiny) -> None:
     inlet_c = env.telemetry.inlet_c
     assert inlet_c[0] == pytest.approx(24 + 0.5 * 0.121)
     assert inlet_c[1] == pytest.approx(24 + 0.5 * 0.082 + 82 / (0.002 * 1.184 * 1006) - 12, abs=0.1)
+
+
+def test_a_saved_world_is_the_same_world(tiny: Tiny) -> None:
+    sections: dict[str, Any] = {
+        "events": [
+            event(kind="cooling-failure", row="random", at_s=[0, 30], duration_s=99, severity=0.8),
+            event(at_s=[0, 60]),
+        ],
+        "outside_c": {"level": 20, "swing": 10, "noise": 3, "phase": "random"},
+        "grid": {"price_per_kwh": {"level": 1, "noise": 0.1}},
+        "horizon_s": 120,
+    }
+    content = two_rows(tiny, {"airflow_m3_per_s": 0.02}, {"airflow_m3_per_s": 0.02}, **sections)
+    env, other = LLMClusterEnv(content), LLMClusterEnv(content)
+    env.reset(seed=1)
+    other.reset(seed=2)
+    for _ in range(4):
+        env.step(KEEP)
+    state = env.save_state()
+    other.restore_state(Snapshot.from_bytes(state.to_bytes()))
+    for _ in range(8):
+        for one in (env, other):
+            one.step(KEEP)
+        for name in ("inlet_c", "outside_c", "price_per_kwh", "budget_w", "temperature_c"):
+            assert (getattr(env.telemetry, name) == getattr(other.telemetry, name)).all(), name
+    assert env.telemetry.inlet_c.max() > 35
+
+
+def test_what_breaks_is_seen(tiny: Tiny) -> None:
+    env = LLMClusterEnv(tiny(faults=[{"kind": "scheduled", "at_s": 15, "server": 1, "repair_s": 20}]))
+    env.reset(seed=0)
+    seen = []
+    for _ in range(4):
+        seen.append(View(env.step(KEEP)[0], env.observations).slot("is_failed").tolist())
+    assert seen == [[0, 0], [0, 1], [0, 1], [0, 0]]
 
 
 # ----------------------------------------------------------------------------------------------------- money and carbon
