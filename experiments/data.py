@@ -7,6 +7,7 @@ import http.client
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -18,8 +19,10 @@ from rich.table import Column, Table
 
 from ..simulator.errors import InputError
 from ..simulator.files import whole
-from ..simulator.workload.combine import repeat as repeat_table
-from ..simulator.workload.formats import READERS, WRITERS, read_workload, write_workload
+from ..simulator.units import PS_PER_S
+from ..simulator.workload.formats import READERS, WRITERS, write_workload
+from ..simulator.workload.stream import RequestStream, repeated
+from ..simulator.workload.table import RequestTable
 from ..simulator.workload.traces import TRACES, Trace, cache_path, find, resolve
 from .output import JsonOption, people, write_json
 
@@ -73,12 +76,20 @@ def convert_command(
     repeat: Annotated[int, typer.Option(help="Play it this many times over")] = 1,
     json_file: JsonOption = None,
 ) -> None:
-    """Convert a trace to another format."""
-    path = resolve(source)
-    table = repeat_table(read_workload(path, from_).scaled(rate_factor), repeat)
-    write_workload(table, target, to)
-    result = {"path": str(target), "format": to, "requests": len(table), "duration_s": table.duration_s}
-    _report(result, f"{target}: {len(table):,} requests over {table.duration_s:,.1f} s", json_file)
+    """Convert a trace to another format; it may be larger than memory."""
+    stream = repeated(RequestStream.from_file(resolve(source), from_, closed_loop=True).scaled(rate_factor), repeat)
+    result = {"path": str(target), "format": to, "requests": 0, "duration_s": 0.0}
+    write_workload(_counted(stream, result), target, to)
+    _report(result, f"{target}: {result['requests']:,} requests over {result['duration_s']:,.1f} s", json_file)
+
+
+def _counted(stream: RequestStream, result: dict[str, Any]) -> Iterator[RequestTable]:
+    """Enters the number of requests and the time of the last one as they pass."""
+    for chunk in stream:
+        if len(chunk):
+            result["requests"] += len(chunk)
+            result["duration_s"] = int(chunk.arrival_ps[-1]) / PS_PER_S
+        yield chunk
 
 
 def fetch(name: str, url: str | None = None, *, allow_unverified: bool = False, force: bool = False) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from ..envs.scenario import Scenario
 from ..envs.traces import scaled_to
 from ..simulator.errors import InputError
 from ..simulator.files import whole
-from ..simulator.kernels.state import BIN, FINISHED, REQUEST_STATUS_NAMES, STATUS_NAMES
-from ..simulator.metrics import met_slo
+from ..simulator.kernels.state import FINISHED
+from ..simulator.metrics import within
+from ..simulator.results import Names, request_columns, slot_columns
 from ..simulator.units import PS_PER_S
 from ..simulator.workload.table import ANY_MODEL, RequestTable
 
@@ -55,7 +56,7 @@ def simulate(
     began = time.perf_counter()
     env = LLMClusterEnv(scenario)
     if requests is not None:
-        requests = _for_scenario(requests, env.blueprint.models, tuple(scenario.slo))
+        requests = for_scenario(requests, env.blueprint.models, tuple(scenario.slo))
     player = make_agent(agent, Task.of(env))
     observation, info = env.reset(seed=seed, options={"requests": requests})
     if isinstance(player, Heuristic):
@@ -81,7 +82,7 @@ def simulate(
     return plant, _without_nan(result)
 
 
-def _for_scenario(requests: RequestTable, models: tuple[str, ...], slo_classes: tuple[str, ...]) -> RequestTable:
+def for_scenario(requests: RequestTable, models: tuple[str, ...], slo_classes: tuple[str, ...]) -> RequestTable:
     """Names of the trace count where the scenario has them; else any model will do, and the first SLO class holds."""
     model = [models.index(name) if name in models else ANY_MODEL for name in requests.models]
     slo = [slo_classes.index(name) if name in slo_classes else 0 for name in requests.slo_classes]
@@ -128,8 +129,6 @@ def request_table(plant: SimulatedPlant) -> pa.Table:
     """What became of every request; times in picoseconds since the start, -1 for what did not happen."""
     cluster = plant.cluster
     rows, source = cluster.engine.requests, cluster.requests
-    models = np.array([*cluster.blueprint.models, "any"], object)
-    slots = np.array([*(s.name for s in cluster.blueprint.slots), ""], object)
     first, last, output = rows["first_token_ps"], rows["finish_ps"], rows["output"]
     done = rows["status"] == FINISHED
     ttft_s = np.where(first >= 0, (first - rows["arrival_ps"]) / PS_PER_S, np.nan)
@@ -137,35 +136,23 @@ def request_table(plant: SimulatedPlant) -> pa.Table:
     e2e_s = np.where(done, (last - rows["arrival_ps"]) / PS_PER_S, np.nan)
     return pa.table(
         {
-            "arrival_ps": rows["arrival_ps"],
-            "prompt_tokens": rows["prompt"],
-            "output_tokens": output,
-            "model": pa.array(models[rows["model"]], pa.string()).dictionary_encode(),
-            "slo_class": pa.array(np.array(source.slo_classes, object)[source.slo_class]).dictionary_encode(),
-            "status": pa.array(np.array(REQUEST_STATUS_NAMES, object)[rows["status"]]).dictionary_encode(),
-            "slot": pa.array(slots[rows["slot"]], pa.string()).dictionary_encode(),
-            "admit_ps": rows["admit_ps"],
-            "first_token_ps": first,
-            "finish_ps": last,
-            "preemptions": rows["preemptions"],
+            **request_columns(rows, source.slo_class, _names(plant)),
             "ttft_s": pa.array(ttft_s, from_pandas=True),
             "tpot_s": pa.array(tpot_s, from_pandas=True),
             "e2e_s": pa.array(e2e_s, from_pandas=True),
-            "met_slo": met_slo(cluster, np.arange(len(rows)), plant.limits),
+            "met_slo": within(rows, source.slo_class, plant.limits),
         }
     )
 
 
 def second_table(plant: SimulatedPlant) -> pa.Table:
     """Every second of every slot; ``energy_j`` of a second is its mean power in watts."""
-    history, slots = plant.cluster.history, plant.cluster.blueprint.slots
-    seconds, size = len(history), len(slots)
-    columns = {
-        "second": np.repeat(np.arange(seconds), size),
-        "slot": pa.array([s.name for s in slots] * seconds).dictionary_encode(),
-        "status": pa.array(np.array(STATUS_NAMES, object)[history.column("status").ravel()]).dictionary_encode(),
-        "budget_w": np.repeat(plant.budget.at(np.arange(seconds)), size),
-    }
-    for name in ("energy_j", *(name for name in BIN.names or () if name != "energy")):
-        columns[name] = np.ascontiguousarray(history.column(name)).ravel()
-    return pa.table(columns)
+    history = plant.cluster.history
+    columns = slot_columns(0, history.records, history.column("status"), _names(plant))
+    budget_w = plant.budget.at(columns["second"])
+    return pa.table(columns).add_column(3, "budget_w", pa.array(budget_w))
+
+
+def _names(plant: SimulatedPlant) -> Names:
+    blueprint = plant.cluster.blueprint
+    return Names([s.name for s in blueprint.slots], blueprint.models, plant.cluster.requests.slo_classes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import simpy
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .agenda import Agenda
 from .catalog import Catalog
+from .current import CurrentEngine
 from .deployments import Deployment, deploy, stack
 from .errors import InputError
 from .facility import Facility
@@ -20,7 +21,7 @@ from .history import History
 from .kernels import cluster as kernels
 from .kernels.prefix import clear_cache
 from .kernels.state import (
-    BINS,
+    ARRAYS,
     C_ARRIVAL,
     C_BACKOFF_PS,
     C_BOUNDED,
@@ -29,15 +30,16 @@ from .kernels.state import (
     C_EVENTS,
     C_GATEWAY_COUNT,
     C_LIMITED,
-    C_NOW,
     C_ON_FAILURE,
     C_RETRIES,
     C_ROUTER,
     C_SEED,
     C_SENT,
     C_SENT_TOKENS,
+    C_UNIT_TOKENS,
     CLOCK,
     EMPTY,
+    EXTERNAL,
     FAILURE_POLICIES,
     MIXED,
     ROLE_NAMES,
@@ -52,14 +54,17 @@ from .kernels.state import (
     allocate,
 )
 from .lifecycle import Lifecycle
-from .rows import levels_of, rows_of
+from .routing import Router, advance_with
+from .rows import rows_of
 from .snapshot import Snapshot, copied, fingerprint, overwrite
 from .topology import ClusterSpec, Slot, lay_out
 from .units import PS_PER_S, to_ps
+from .window import remaining, roll
+from .workload.combine import concatenate
 from .workload.table import RequestTable
 
-CHUNK_PS = (BINS - 1) * PS_PER_S
-"""Longest stretch in one call of the engine: the ring of bins must hold it."""
+CHUNK_PS = 64 * PS_PER_S
+"""Longest stretch in one call of the engine: the ring of bins holds it, and inlet temperatures follow the load."""
 
 CONSTANT = {*Tables._fields, "hashes"}
 """Arrays of the engine that never change: they belong to the blueprint and the workload."""
@@ -142,7 +147,10 @@ class Cluster:
         self.blueprint = blueprint
         self.requests = requests
         self.agenda = Agenda(simpy.Environment(initial_time=0))
-        self.engine = _start(blueprint, requests)
+        by_priority = blueprint.spec.engine.scheduling_policy == "priority"
+        self._priorities = np.unique(requests.priority) if by_priority else None
+        self._current = CurrentEngine(_start(blueprint, requests, self._priorities))
+        self._router: Router | None = None
         self._note_coupling()
         self.history = History(len(blueprint.slots), expected_s)
         life_rng, route_rng, fault_rng = rng.spawn(3)
@@ -153,13 +161,18 @@ class Cluster:
             blueprint.deployments,
             blueprint.index,
             life_rng,
-            partial(_clear_cache, self.engine),
-            partial(_evict, self.engine),
+            self._current.clear_cache,
+            self._current.evict,
         )
         self.facility = facility or Facility(blueprint.spec, blueprint.slots)
         self.faults = Faults(faults, blueprint.slots, self.agenda, self.lifecycle, fault_rng)
         self._now_ps = 0
         self._update_inlets(np.zeros(len(blueprint.slots)))
+
+    @property
+    def engine(self) -> Engine:
+        """State of the compiled engine."""
+        return self._current.engine
 
     @property
     def world(self) -> simpy.Environment:
@@ -206,8 +219,12 @@ class Cluster:
         """Whether every request has left."""
         return len(self.done) == len(self.requests)
 
-    def route(self, weight: ArrayLike, router: str | None = None) -> None:
+    def route(self, weight: ArrayLike, router: str | Router | None = None) -> None:
         """Sets the routing weight of each slot (R,), not negative, and the router.
+
+        Args:
+            weight: The weights.
+            router: One of ``ROUTER_NAMES``, or an object that is asked for every request; by default as it is.
 
         Raises:
             InputError: A weight is negative or no number, or the router is unknown.
@@ -219,9 +236,12 @@ class Cluster:
             )
         self.engine.slots["route_weight"] = weights
         if router is not None:
-            if router not in ROUTER_NAMES:
-                raise InputError("router", f"'{router}' is unknown", f"Use one of {', '.join(ROUTER_NAMES)}")
-            self.engine.cursor[C_ROUTER] = ROUTER_NAMES.index(router)
+            self._router = None if isinstance(router, str) else router
+            name = router if isinstance(router, str) else ROUTER_NAMES[EXTERNAL]
+            if name not in ROUTER_NAMES or (name == ROUTER_NAMES[EXTERNAL] and self._router is None):
+                known = ", ".join(ROUTER_NAMES[:EXTERNAL])
+                raise InputError("router", f"'{name}' is unknown", f"Use one of {known}, or an object")
+            self.engine.cursor[C_ROUTER] = ROUTER_NAMES.index(name)
             self._note_coupling()
 
     def limit(self, in_flight: ArrayLike) -> None:
@@ -283,17 +303,61 @@ class Cluster:
     def advance(self, until_ps: int) -> None:
         """Runs to ``until_ps``; SimPy is entered only where one of its events is due."""
         while self._now_ps < until_ps:
-            due = self.world.peek()
-            stop = int(min(until_ps, due if due > self._now_ps else self._now_ps, self._now_ps + CHUNK_PS))
+            stop = self.next_stop(until_ps)
             if stop > self._now_ps:
-                kernels.advance(self.engine, stop, True)
-                self._now_ps = stop
-                status = self.engine.slots["status"]
-                self.history.take(self.engine.bins, stop // PS_PER_S, status)
-                if len(self.history):
-                    self._update_inlets(self.history.column("energy_j", 1)[0])
-            if due <= self._now_ps:
-                self._enter_simpy(self._now_ps)
+                if self._router is None:
+                    kernels.advance(self.engine, stop, True)
+                else:
+                    advance_with(self, self._router, stop)
+            self.take_stock(stop)
+
+    def next_stop(self, until_ps: int) -> int:
+        """Time to which the engine alone can go on the way to ``until_ps``."""
+        due = self.world.peek()
+        return int(min(until_ps, max(due, self._now_ps), self._now_ps + CHUNK_PS))
+
+    def take_stock(self, now_ps: int) -> None:
+        """Records what the engine has done up to ``now_ps`` and lets SimPy do what is due."""
+        if now_ps > self._now_ps:
+            self._now_ps = now_ps
+            self.history.take(self.engine.bins, now_ps // PS_PER_S, self.engine.slots["status"])
+            if len(self.history):
+                self._update_inlets(self.history.column("energy_j", 1)[0])
+        if self.world.peek() <= now_ps:
+            self._enter_simpy(now_ps)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether compiled code alone runs the engine, so that it can be run together with others."""
+        return self._router is None
+
+    def follow_with(self, requests: RequestTable) -> NDArray[np.int64]:
+        """Appends requests that arrive from now on, and forgets those that have left: for workloads without end.
+
+        Rows, `requests` and `done` are counted anew; states saved before are of another workload.
+
+        Args:
+            requests: The next ones, open loop, with the same models and SLO classes.
+
+        Returns:
+            Rows that remain, which are now the first.
+
+        Raises:
+            InputError: They arrive too early, wait for others, or name what the cluster does not have.
+        """
+        early = len(requests) > 0 and requests.arrival_ps[0] < max(self._now_ps, *self.requests.arrival_ps[-1:])
+        if early or (requests.think_ps >= 0).any():
+            raise InputError("workload", "goes back in time or is a closed loop", "Give open-loop requests in order")
+        prefixes = self.engine.cursor[C_UNIT_TOKENS] > 0
+        if len(requests.prefix_hash) and self.blueprint.spec.engine.enable_prefix_caching and not prefixes:
+            problem = "prefix hashes appear after a first chunk that has none"
+            raise InputError("workload", problem, "Play it whole, or set enable_prefix_caching = false")
+        rows = rows_of(requests, self.blueprint.models, self._priorities, prefixes=prefixes)
+        stay = remaining(self.engine)
+        self._current.engine = roll(self.engine, rows, requests.prefix_hash if prefixes else np.zeros(0, np.int64))
+        self.requests = concatenate([self.requests.take(stay), requests])
+        self.__dict__.pop("fingerprint", None)  # it was that of another workload
+        return stay
 
     def drain(self, patience_s: float = 3600.0) -> bool:
         """Runs on until every request has left, for ``patience_s`` at most; returns whether that is so."""
@@ -313,16 +377,18 @@ class Cluster:
             [(d.model, d.load_s, d.wake_s) for d in plan.deployments],
             *(getattr(requests, field.name) for field in fields(requests)),
             self.faults.specs,
-            [(name, array.dtype.descr, array.shape) for name, array in self.engine._asdict().items()],
+            [(name, dtype.descr, getattr(self.engine, name).shape) for name, (dtype, _) in ARRAYS.items()],
         )
 
     def save_state(self) -> Snapshot:
         """The state of the run, to be restored into this cluster or into another one that was made alike.
 
+        What a router object of the user remembers is not in it.
+
         Raises:
             InputError: There are SimPy processes in ``world``, which cannot be saved.
         """
-        arrays = {name: copied(array) for name, array in self.engine._asdict().items() if name not in CONSTANT}
+        arrays = {name: copied(getattr(self.engine, name)) for name in ARRAYS if name not in CONSTANT}
         return Snapshot(
             self.fingerprint,
             {
@@ -340,11 +406,16 @@ class Cluster:
         """Goes back, or on, to a saved state; what follows is the same, to the byte, as what followed then.
 
         Raises:
-            InputError: It was taken of another cluster, workload or version, or there are SimPy processes in ``world``.
+            InputError: It was taken of another cluster, workload or version, or under a router object that this cluster
+                does not have, or there are SimPy processes in ``world``.
         """
         state = snapshot.state_for(self.fingerprint)
+        external = state["engine"]["cursor"][C_ROUTER] == EXTERNAL
+        if external and self._router is None:
+            raise InputError("snapshot", "was taken under a router object", "Hand it to cluster.route() before")
         self.agenda.restore_state(state["agenda"])
         self._now_ps = state["now_ps"]
+        self._router = self._router if external else None
         for name, array in state["engine"].items():
             overwrite(getattr(self.engine, name), array)
         self.history.restore_state(state["history"])
@@ -362,22 +433,21 @@ class Cluster:
         self.engine.slots["inlet_c"] = self.facility.inlet_c(self._now_ps, power_w)
 
 
-def _start(blueprint: Blueprint, requests: RequestTable) -> Engine:
+def _start(blueprint: Blueprint, requests: RequestTable, priorities: NDArray[np.int16] | None) -> Engine:
     """The engine at time zero."""
     spec = blueprint.spec.engine
     prefixes = spec.enable_prefix_caching and len(requests.prefix_hash) > 0
     if prefixes and requests.prefix_block_tokens % spec.block_size:
         problem = f"{spec.block_size} does not divide the {requests.prefix_block_tokens} tokens under a prefix hash"
         raise InputError("cluster.engine.block_size", problem, "Choose one that does, or enable_prefix_caching = false")
-    by_priority = spec.scheduling_policy == "priority"
     limits = Limits(
         max_num_seqs=spec.max_num_seqs,
         block_size=spec.block_size,
-        levels=levels_of(requests) if by_priority else 1,
+        levels=1 if priorities is None else max(len(priorities), 1),
         unit_tokens=requests.prefix_block_tokens if prefixes else 0,
     )
-    rows = rows_of(requests, blueprint.models, by_priority=by_priority, prefixes=prefixes)
-    hashes = requests.prefix_hash if prefixes else np.zeros(1, np.int64)
+    rows = rows_of(requests, blueprint.models, priorities, prefixes=prefixes)
+    hashes = requests.prefix_hash if prefixes else np.zeros(0, np.int64)
     engine = allocate(blueprint.tables, rows, hashes, len(blueprint.slots), limits)
     initial = {"serving": SERVING, "sleeping": SLEEPING, "empty": EMPTY}
     slots, cursor, gateway = engine.slots, engine.cursor, blueprint.spec.gateway
@@ -391,13 +461,3 @@ def _start(blueprint: Blueprint, requests: RequestTable) -> Engine:
     for slot in range(len(slots)):
         clear_cache(engine, slot)
     return engine
-
-
-def _clear_cache(engine: Engine, slot: int) -> None:
-    """A function by name, which unlike a compiled one can be pickled."""
-    clear_cache(engine, slot)
-
-
-def _evict(engine: Engine, slot: int) -> None:
-    """Drops what a slot that fails does now; its requests fail or go back to the gateway, by the cluster's policy."""
-    kernels.evict(engine, slot, int(engine.cursor[C_NOW]))

@@ -15,5 +15,10 @@ class InputError(ValueError):
     """
 
     def __init__(self, where: str, problem: str, remedy: str) -> None:
+        # All three are the exception's arguments, so that SimPy and other processes can make it anew.
+        super().__init__(where, problem, remedy)
         self.where, self.problem, self.remedy = where, problem, remedy
-        super().__init__(f"{where}: {problem}. {remedy}")
+
+    def __str__(self) -> str:
+        """The message."""
+        return f"{self.where}: {self.problem}. {self.remedy}"

@@ -20,28 +20,27 @@ class History:
     """
 
     def __init__(self, slots: int, expected_s: int = 1024) -> None:
-        self._length = 0
+        self._length = self._released = 0
         self._record = np.zeros((max(expected_s, 1), slots), BIN)
         self._status = np.zeros((max(expected_s, 1), slots), np.int8)
 
     def __len__(self) -> int:
-        """Seconds recorded."""
+        """Seconds held."""
         return self._length
 
     def take(self, bins: Records, until_s: int, status: NDArray[np.int64]) -> None:
         """Moves the bins before ``until_s`` into the record and clears them in the ring."""
-        first = self._length
+        cell, first, until_s = (self._released + self._length) % BINS, self._length, until_s - self._released
         if until_s <= first:
             return
         self._reserve(until_s)
         self._status[first:until_s] = status
         while first < until_s:
-            cell = first % BINS
             stop = min(until_s, first - cell + BINS)
             taken = bins[cell : cell + stop - first]
             self._record[first:stop] = taken
             taken.fill(0)
-            first = stop
+            first, cell = stop, 0
         self._length = until_s
 
     def _reserve(self, seconds: int) -> None:
@@ -50,16 +49,24 @@ class History:
             self._record = np.pad(self._record, ((0, more), (0, 0)))
             self._status = np.pad(self._status, ((0, more), (0, 0)))
 
+    def release(self) -> tuple[Records, NDArray[np.int8]]:
+        """Hands out all that is held, records and status, (seconds, slots) each, and forgets it."""
+        held = self._record[: self._length].copy(), self._status[: self._length].copy()
+        self._released += self._length
+        self._length = 0
+        return held
+
     def save_state(self) -> State:
-        """A copy of what has been recorded."""
-        return {"record": copied(self._record[: self._length]), "status": self._status[: self._length].copy()}
+        """A copy of what is held."""
+        held = self._record[: self._length], self._status[: self._length]
+        return {"released": self._released, "record": copied(held[0]), "status": copied(held[1])}
 
     def restore_state(self, state: State) -> None:
         """Goes back, or on, to a state of :meth:`save_state`."""
-        self._length = len(state["record"])
+        self._released, self._length = state["released"], len(state["record"])
         self._reserve(self._length)
         overwrite(self._record[: self._length], state["record"])
-        self._status[: self._length] = state["status"]
+        overwrite(self._status[: self._length], state["status"])
 
     def column(self, name: str, last_s: int | None = None) -> NDArray[Any]:
         """A column of the record.
@@ -78,3 +85,8 @@ class History:
             return self._status[first : self._length]
         record = self._record[first : self._length]
         return record["energy"] * J_PER_UNIT if name == "energy_j" else record[name]
+
+    @property
+    def records(self) -> Records:
+        """All columns of the seconds held, (seconds, slots) BIN; a view."""
+        return self._record[: self._length]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +28,17 @@ class SloLimits:
     tpot_ps: NDArray[np.int64]
 
 
-def met_slo(cluster: Cluster, rows: NDArray[np.int64], limits: SloLimits) -> NDArray[np.bool_]:
-    """Whether each of ``rows`` finished within both limits of its class."""
-    requests, slo_class = cluster.engine.requests[rows], cluster.requests.slo_class[rows]
+def within(requests: Records, slo_class: NDArray[Any], limits: SloLimits) -> NDArray[np.bool_]:
+    """Whether each of the engine's records finished within both limits of its class."""
     first, last = requests["first_token_ps"], requests["finish_ps"]
     in_ttft = first - requests["arrival_ps"] <= limits.ttft_ps[slo_class]
     in_tpot = last - first <= limits.tpot_ps[slo_class] * (requests["output"] - 1)
     return np.asarray((requests["status"] == FINISHED) & in_ttft & in_tpot)
+
+
+def met_slo(cluster: Cluster, rows: NDArray[np.int64], limits: SloLimits) -> NDArray[np.bool_]:
+    """Whether each of ``rows`` finished within both limits of its class."""
+    return within(cluster.engine.requests[rows], cluster.requests.slo_class[rows], limits)
 
 
 def _sent(requests: Records) -> NDArray[np.bool_]:

@@ -12,20 +12,22 @@ from .kernels.state import REQUEST, Records
 from .workload.table import ANY_MODEL, RequestTable
 
 
-def rows_of(requests: RequestTable, models: Sequence[str], *, by_priority: bool, prefixes: bool) -> Records:
+def rows_of(
+    requests: RequestTable, models: Sequence[str], priorities: NDArray[np.int16] | None, *, prefixes: bool
+) -> Records:
     """Rows for the engine.
 
     Args:
         requests: The workload.
         models: Names of the cluster's models.
-        by_priority: Whether priorities count; else all are one level.
+        priorities: All that may occur, ascending, where they count; else all requests are one level.
         prefixes: Whether prefix hashes count.
 
     Returns:
         (N,) REQUEST.
 
     Raises:
-        InputError: The workload names a model that the cluster does not have.
+        InputError: The workload names a model that the cluster does not have, or has a priority not among these.
     """
     unknown = [m for m in requests.models if m not in models]
     if unknown:
@@ -41,18 +43,17 @@ def rows_of(requests: RequestTable, models: Sequence[str], *, by_priority: bool,
     rows["timeout_ps"] = requests.timeout_ps
     rows["model"] = numbers[requests.model]
     rows["follower"], rows["think_ps"] = _followers(requests)
-    if by_priority:
-        rows["level"] = np.unique(requests.priority, return_inverse=True)[1]
+    if priorities is not None:
+        strange = np.setdiff1d(requests.priority, priorities)
+        if len(strange):
+            problem = f"priority {strange[0]} occurs late, and the first chunk has only {priorities.tolist()}"
+            raise InputError("workload", problem, "Play it whole, or let the first chunk have all priorities")
+        rows["level"] = np.searchsorted(priorities, requests.priority)
     if prefixes:
         rows["prefix"] = requests.prefix_offset[:-1]
         full = requests.prompt_tokens // requests.prefix_block_tokens
         rows["units"] = np.minimum(np.diff(requests.prefix_offset), full)
     return rows
-
-
-def levels_of(requests: RequestTable) -> int:
-    """Number of different priorities, at least 1."""
-    return max(len(np.unique(requests.priority)), 1)
 
 
 def _followers(requests: RequestTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

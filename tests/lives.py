@@ -18,7 +18,8 @@ SMALL, OTHER, LARGE = "Llama-3.1-8B", "Qwen3-8B", "Llama-3.1-70B"
 MODELS = (SMALL, OTHER, LARGE)
 SPEC = {
     "models": MODELS,
-    "gateway": {"on_failure": "restart"},
+    "engine": {"scheduling_policy": "priority"},
+    "gateway": {"on_failure": "restart", "retries": 1},
     "rows": [
         {
             "racks": [
@@ -55,16 +56,22 @@ FAULTS = (
 
 
 def requests(seed: int, n: int = 60) -> RequestTable:
-    """Open and closed loops, impatient clients, and requests for one model or any."""
+    """Open and closed loops, impatient clients, priorities, shared prefixes, and requests for one model or any."""
     rng = np.random.default_rng(seed)
     session = rng.integers(0, 12, n)
+    prompt = rng.integers(1, 3000, n)
+    shared = np.minimum(rng.integers(0, 100, n), prompt // 16)
+    hashes = [family * 1000 + np.arange(blocks) for family, blocks in zip(rng.integers(1, 4, n), shared, strict=True)]
     return RequestTable.from_columns(
         np.sort(rng.integers(0, to_ps(60), n)),
-        rng.integers(1, 3000, n),
+        prompt,
         rng.integers(1, 300, n),
         models=(SMALL, OTHER),
         model=rng.integers(-1, 2, n),
         session=session,
+        priority=rng.integers(0, 3, n),
+        prefix_offset=np.concatenate([[0], shared.cumsum()]),
+        prefix_hash=np.concatenate(hashes),
         think_ps=np.where(rng.random(n) < 0.3, rng.integers(0, to_ps(3), n), -1),
         timeout_ps=np.where(rng.random(n) < 0.3, rng.integers(0, to_ps(20), n), -1),
     )

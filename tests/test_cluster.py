@@ -382,7 +382,7 @@ def test_temperature_settles_at_the_inlet_plus_resistance_times_power() -> None:
     run_to(world, 400)
     power = world.blueprint.deployments[0].power
     expected = 30 + 4e-3 * 2 * power.idle_w + power.thermal_r_k_per_w.sum() * power.idle_w
-    assert world.history.column("temperature_c", 1)[0].tolist() == pytest.approx([expected, expected], rel=1e-9)
+    assert world.history.column("temperature_c", 1)[0].tolist() == pytest.approx([expected, expected], rel=1e-6)
 
 
 def test_heat_rises_with_the_time_constants_of_the_catalogue() -> None:
@@ -391,7 +391,7 @@ def test_heat_rises_with_the_time_constants_of_the_catalogue() -> None:
     power = world.blueprint.deployments[0].power
     seconds = np.arange(1, 4)[:, None]
     rise = power.thermal_r_k_per_w * power.idle_w * (1 - np.exp(-seconds / power.thermal_tau_s))
-    assert world.history.column("temperature_c")[:, 0] == pytest.approx(24 + rise.sum(axis=1), rel=1e-12)
+    assert world.history.column("temperature_c")[:, 0] == pytest.approx(24 + rise.sum(axis=1), rel=1e-6)
 
 
 def test_a_hot_inlet_throttles_with_hysteresis() -> None:
@@ -447,7 +447,7 @@ def test_a_clock_lock_holds_slows_and_saves_power() -> None:
     limit = locked.engine.slots["clock_limit"][0]
     assert ladder[limit] <= 0.5 < ladder[limit + 1]
     clocks = locked.history.column("clock_ratio")[:, 0]
-    assert clocks.max() == ladder[limit] and free.history.column("clock_ratio").max() == 1.0
+    assert clocks.max() == np.float32(ladder[limit]) and free.history.column("clock_ratio").max() == 1.0
     assert locked.history.column("energy_j").max() < free.history.column("energy_j").max()
     assert locked.engine.requests["finish_ps"].sum() > free.engine.requests["finish_ps"].sum()
 

@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 from llmcluster.experiments import data
 from llmcluster.simulator.errors import InputError
 from llmcluster.simulator.workload import traces
+from llmcluster.simulator.workload.combine import repeat
 from llmcluster.simulator.workload.formats import READERS, read_workload
 from llmcluster.simulator.workload.spec import WorkloadSpec, generate
+from llmcluster.simulator.workload.table import RequestTable
 from llmcluster.simulator.workload.traces import TRACES, Trace, cache_path
 
 BODY = b"arrived_at,num_prefill_tokens,num_decode_tokens\n0,10,2\n1.5,11,3\n4,12,4\n"
@@ -156,6 +158,25 @@ def test_convert(tmp_path: Path, server: str) -> None:
     arguments = ["convert", str(tmp_path / "in.txt"), str(tmp_path / "out.csv"), "--from", "vidur", "--to", "splitwise"]
     assert CliRunner().invoke(data.app, arguments).exit_code == 0
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("to", ["vidur", "splitwise"])
+def test_what_convert_writes_for_others_reads_back_the_same(tmp_path: Path, to: str) -> None:
+    rows = "".join(f"{i}.25,GPT-{i % 3},{i + 1},{i % 7},0,API log\n" for i in range(70))
+    (tmp_path / "burst.csv").write_text("Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n" + rows)
+    arguments = ["convert", str(tmp_path / "burst.csv"), str(tmp_path / "out.csv"), "--to", to, "--repeat", "3"]
+    assert CliRunner().invoke(data.app, [*arguments, "--rate-factor", "4"]).exit_code == 0
+    expected, back = repeat(read_workload(tmp_path / "burst.csv").scaled(4), 3), read_workload(tmp_path / "out.csv")
+    for name in ("arrival_ps", "prompt_tokens", "output_tokens"):
+        assert getattr(back, name).tolist() == getattr(expected, name).tolist()
+
+
+def test_closed_loops_can_be_converted(tmp_path: Path) -> None:
+    table = RequestTable.from_columns([0, 1], [1, 1], [1, 1], session=[4, 4], think_ps=[-1, 5])
+    table.to_parquet(tmp_path / "a.parquet")
+    arguments = ["convert", str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet"), "--to", "parquet"]
+    assert CliRunner().invoke(data.app, arguments).exit_code == 0
+    assert read_workload(tmp_path / "b.parquet").think_ps.tolist() == [-1, 5]
 
 
 @pytest.mark.parametrize("command", ["list", "fetch", "convert"])

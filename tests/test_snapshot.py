@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from llmcluster.simulator.cluster import Blueprint, Cluster
 from llmcluster.simulator.errors import InputError
 from llmcluster.simulator.faults import ScheduledFault
-from llmcluster.simulator.kernels.state import BIN, REQUEST
+from llmcluster.simulator.kernels.state import BIN, FINISHED, REQUEST
 from llmcluster.simulator.snapshot import Snapshot, copied, fingerprint, generator_from, generator_state, overwrite
 from llmcluster.simulator.topology import ClusterSpec
 from llmcluster.simulator.units import to_ps
+from llmcluster.simulator.workload.table import RequestTable
 from llmcluster.tests.lives import FAULTS, LIVES, PLAN, SPEC, cluster, play, requests
 
 # -------------------------------------------------------------------------------------------------------- the container
@@ -125,7 +126,7 @@ def run_on(world: Cluster, life: list[Any]) -> bytes:
     return world.save_state().to_bytes()
 
 
-@settings(max_examples=100)
+@settings(max_examples=30)
 @given(LIVES, LIVES, LIVES, st.integers(0, 9))
 def test_from_any_point_the_future_is_the_same(before: Any, after: Any, aside: Any, seed: int) -> None:
     """In the same cluster after going another way, and, by bytes, in a fresh one."""
@@ -180,6 +181,49 @@ def test_copies_and_pickles_of_a_cluster_run_on_alike_and_apart(before: Any, aft
     others = [copy.deepcopy(world), pickle.loads(pickle.dumps(world))]
     expected = run_on(world, after)
     assert [run_on(other, after) for other in others] == [expected] * 2
+
+
+def test_a_chunk_of_an_endless_workload_goes_on_after_a_failure_and_a_restore() -> None:
+    """What acts on the engine later acts on the one that has taken its place."""
+    first, second = (RequestTable.from_columns([to_ps(t)] * 40, [500] * 40, [1500] * 40) for t in (0, 6))
+    world = Cluster(PLAN, first, np.random.default_rng(0), 8, FAULTS)
+    world.advance(to_ps(5))
+    before = world.save_state()
+    world.history.release()
+    world.follow_with(second)
+    with pytest.raises(InputError, match="taken of something else"):
+        world.restore_state(before)
+    world.advance(to_ps(7))
+    world.fail(0, 1, repair_s=3)
+    assert world.held_at_gateway == len(world.requests) - len(world.done) > 40
+    snapshot = world.save_state()
+    assert world.drain()
+    assert (world.engine.requests["status"] == FINISHED).all()
+    expected = world.save_state().to_bytes()
+    other = Cluster(PLAN, world.requests, np.random.default_rng(5), 8, FAULTS)
+    for again in (world, other):
+        again.restore_state(snapshot)
+        assert again.drain() and again.save_state().to_bytes() == expected
+
+
+def first_of_them(_: Cluster, request: int, candidates: list[int]) -> int:
+    return candidates[request % len(candidates)]
+
+
+def test_a_router_object_is_not_saved_but_asked_for() -> None:
+    world, other = cluster(1), cluster(1)
+    plain = world.save_state()
+    world.route(1.0, first_of_them)
+    world.advance(to_ps(20))
+    snapshot = world.save_state()
+    expected = run_on(world, [])
+    with pytest.raises(InputError, match=r"under a router object\. Hand it to cluster\.route"):
+        other.restore_state(snapshot)
+    other.route(1.0, first_of_them)
+    other.restore_state(snapshot)
+    assert run_on(other, []) == expected
+    other.restore_state(plain)
+    assert other.is_compiled and run_on(other, []) == run_on(cluster(1), [])
 
 
 def in_another_process(source: str, target: str) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from .compile import kernel, part
-from .gateway import come_in, dispatch, hold, serve
+from .gateway import come_in, dispatch, hold, serve, settle
 from .leave import leave
 from .physics import spend, spent_by
 from .prefix import clear_cache
 from .queues import pop_timer
 from .replica import run_replica
-from .router import settle_all
 from .state import (
     C_ARRIVAL,
     C_COUPLED,
@@ -99,7 +98,7 @@ def advance(engine: Engine, until: int, control: bool) -> Any:
         cursor[C_NOW] = now
         if due < arrival and gateway <= timer:
             if external:
-                settle_all(engine, now)
+                settle(engine, now)
                 return GATEWAY
             serve(engine, now)
             continue
@@ -110,7 +109,7 @@ def advance(engine: Engine, until: int, control: bool) -> Any:
             cursor[C_ARRIVAL] += 1
         if come_in(engine, request, now):
             if external:
-                settle_all(engine, now)
+                settle(engine, now)
                 return request
             dispatch(engine, request, now)
     for r in range(slots.shape[0]):

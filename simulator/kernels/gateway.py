@@ -6,19 +6,23 @@ from .compile import kernel, part
 from .leave import leave
 from .queues import push_back
 from .replica import run_replica
-from .router import FULL, UNFIT, choose
+from .router import FULL, choose
 from .state import (
     AT_GATEWAY,
     C_GATEWAY_COUNT,
     C_GATEWAY_DUE,
     C_GATEWAY_HEAD,
     C_GATEWAY_TAIL,
+    C_LIMITED,
     C_PATIENCE,
+    C_ROUTER,
     C_SENT,
     C_SENT_TOKENS,
     FOREVER,
     IN_TRANSFER,
+    PREFIX_AFFINITY,
     REJECTED,
+    ROUND_ROBIN,
     TIMED_OUT,
     WAITING,
     Engine,
@@ -26,15 +30,35 @@ from .state import (
 
 
 @kernel
-def send(engine: Engine, r: int, request: int, now: int) -> None:
-    """Puts ``request`` into the queue of slot ``r``."""
+def settle(engine: Engine, now: int) -> None:
+    """Lets the requests that leave by ``now`` leave, if the router cares.
+
+    All that the slots have done is needed where it looks into their caches.
+    """
+    cursor = engine.cursor
+    if cursor[C_ROUTER] == ROUND_ROBIN and not cursor[C_LIMITED]:
+        return
+    for r in range(engine.slots.shape[0]):
+        if engine.slots[r].bound_ps <= now or cursor[C_ROUTER] == PREFIX_AFFINITY:
+            run_replica(engine, r, now)
+
+
+@part
+def queue_up(engine: Engine, r: int, request: int) -> None:
+    """Puts ``request`` into the queue of slot ``r``, which has been run to the present."""
     slot, row = engine.slots[r], engine.requests[request]
-    run_replica(engine, r, now)
     row.status = WAITING
     row.slot = r
     slot.outstanding += 1
     push_back(engine, r, request)
     slot.bound_ps = max(slot.now_ps, slot.flight_end_ps)
+
+
+@kernel
+def send(engine: Engine, r: int, request: int, now: int) -> None:
+    """Sends ``request`` to slot ``r`` at time ``now``."""
+    run_replica(engine, r, now)
+    queue_up(engine, r, request)
 
 
 @kernel
@@ -97,6 +121,7 @@ def serve(engine: Engine, now: int) -> None:
     cursor, requests = engine.cursor, engine.requests
     cursor[C_GATEWAY_DUE] = FOREVER
     expire(engine, now)
+    settle(engine, now)
     blocked = engine.blocked
     for place in range(blocked.shape[0]):
         blocked[place] = 0
@@ -105,10 +130,11 @@ def serve(engine: Engine, now: int) -> None:
     while request >= 0 and open_places > 0:
         following, remote = requests[request].link, requests[request].remote
         place = 2 * (requests[request].model + 1) + remote
-        r = FULL if blocked[place] else choose(engine, request, now)
+        r = FULL if blocked[place] else choose(engine, request)
         if r >= 0:
             unhold(engine, before, request)
-            send(engine, r, request, now)
+            run_replica(engine, r, now)
+            queue_up(engine, r, request)
         else:
             before = request
         if r == FULL:
@@ -122,14 +148,16 @@ def serve(engine: Engine, now: int) -> None:
 @kernel
 def dispatch(engine: Engine, request: int, now: int) -> None:
     """Routes one request at time ``now``, or holds it."""
-    r = choose(engine, request, now)
-    if r in (FULL, UNFIT):
+    settle(engine, now)
+    r = choose(engine, request)
+    if r < 0:
         hold(engine, request)
     else:
-        send(engine, r, request, now)
+        run_replica(engine, r, now)
+        queue_up(engine, r, request)
 
 
-@kernel
+@part
 def come_in(engine: Engine, request: int, now: int) -> bool:
     """A request is sent, sent again or transferred; whether it wants a slot: one that none could hold is rejected."""
     row, cursor = engine.requests[request], engine.cursor

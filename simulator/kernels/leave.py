@@ -30,7 +30,7 @@ def make_room(engine: Engine, r: int, now: int) -> None:
         cursor[C_GATEWAY_DUE] = min(cursor[C_GATEWAY_DUE], now + 1)
 
 
-@kernel
+@part
 def leave(engine: Engine, request: int, status: int, now: int) -> None:
     """Ends ``request``, or lets its client try again; in a closed loop, schedules the client's next one."""
     row, cursor = engine.requests[request], engine.cursor

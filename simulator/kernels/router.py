@@ -6,14 +6,11 @@ import math
 
 from .compile import kernel, part
 from .prefix import caches, count_hits
-from .replica import run_replica
 from .state import (
-    C_LIMITED,
     C_ROUTER,
     C_SEED,
     C_TICKET,
     DECODE,
-    LEAST_OUTSTANDING,
     POWER_OF_TWO,
     PREFILL,
     PREFIX_AFFINITY,
@@ -52,33 +49,16 @@ def is_candidate(engine: Engine, r: int, request: int, any_weight: bool) -> bool
 
 
 @part
-def settle(engine: Engine, r: int, now: int) -> None:
-    """Lets the requests that leave slot ``r`` by ``now`` leave."""
-    if engine.slots[r].bound_ps <= now:
-        run_replica(engine, r, now)
-
-
-@kernel
-def settle_all(engine: Engine, now: int) -> None:
-    """The same for all slots; the whole of what they did is needed where the router looks into their caches."""
-    for r in range(engine.slots.shape[0]):
-        if engine.cursor[C_ROUTER] == PREFIX_AFFINITY:
-            run_replica(engine, r, now)
-        else:
-            settle(engine, r, now)
-
-
-@part
 def load(engine: Engine, r: int, equal: bool) -> float:
     """Requests in flight on slot ``r`` with one more, over its weight."""
     return (engine.slots[r].outstanding + 1) / (1.0 if equal else engine.slots[r].route_weight)
 
 
-@kernel
+@part
 def round_robin(engine: Engine, request: int, equal: bool) -> int:
     """Smooth weighted round robin (nginx): every candidate earns its weight, the richest is chosen and pays the sum."""
     slots = engine.slots
-    best, paid = -1, 0.0
+    best, paid = FULL, 0.0
     for r in range(slots.shape[0]):
         if not is_candidate(engine, r, request, equal):
             continue
@@ -87,17 +67,20 @@ def round_robin(engine: Engine, request: int, equal: bool) -> int:
         paid += weight
         if best < 0 or slots[r].route_credit > slots[best].route_credit:
             best = r
-    slots[best].route_credit -= paid
+    if best >= 0:
+        slots[best].route_credit -= paid
     return best
 
 
-@kernel
+@part
 def least_outstanding(engine: Engine, request: int, equal: bool) -> int:
     """The candidate with the least load, the first of equals."""
-    best = -1
+    best, least = FULL, 0.0
     for r in range(engine.slots.shape[0]):
-        if is_candidate(engine, r, request, equal) and (best < 0 or load(engine, r, equal) < load(engine, best, equal)):
-            best = r
+        if is_candidate(engine, r, request, equal):
+            mine = load(engine, r, equal)
+            if best < 0 or mine < least:
+                best, least = r, mine
     return best
 
 
@@ -122,17 +105,22 @@ def nth_candidate(engine: Engine, request: int, equal: bool, n: int) -> int:
 
 
 @kernel
-def power_of_two(engine: Engine, request: int, equal: bool, candidates: int, now: int) -> int:
+def power_of_two(engine: Engine, request: int, equal: bool) -> int:
     """The less loaded of two candidates drawn at random (Mitzenmacher, TPDS 2001)."""
     cursor = engine.cursor
+    candidates = 0
+    for r in range(engine.slots.shape[0]):
+        if is_candidate(engine, r, request, equal):
+            candidates += 1
+    if candidates == 0:
+        return FULL
+    cursor[C_TICKET] += 1
     draw = mix(cursor[C_SEED] + cursor[C_TICKET])
     first = draw % candidates
     a = nth_candidate(engine, request, equal, first)
     if candidates == 1:
         return a
     b = nth_candidate(engine, request, equal, (first + 1 + (draw >> 32) % (candidates - 1)) % candidates)
-    settle(engine, a, now)
-    settle(engine, b, now)
     return b if load(engine, b, equal) < load(engine, a, equal) else a
 
 
@@ -145,7 +133,7 @@ def prefix_affinity(engine: Engine, request: int, equal: bool) -> int:
         if is_candidate(engine, r, request, equal):
             outstanding += slots[r].outstanding
             weights += 1.0 if equal else slots[r].route_weight
-    best, most = -1, -1
+    best, most = FULL, -1
     for r in range(slots.shape[0]):
         if not is_candidate(engine, r, request, equal):
             continue
@@ -159,32 +147,28 @@ def prefix_affinity(engine: Engine, request: int, equal: bool) -> int:
 
 
 @kernel
-def choose(engine: Engine, request: int, now: int) -> int:
-    """Slot for ``request``, by the router in force; FULL if none of its model has room, UNFIT if none with room fits.
+def choose(engine: Engine, request: int) -> int:
+    """Slot for ``request``, by the router in force.
 
-    Where all candidates have weight 0, they count as equal: weights steer, they never strand a request.
+    Where no candidate has a weight, all count as equal: weights steer, they never strand a request.
+
+    Returns:
+        The slot; FULL if none of the model has room, UNFIT if none with room fits.
     """
-    slots, cursor = engine.slots, engine.cursor
-    router = cursor[C_ROUTER]
-    if cursor[C_LIMITED] or router in (LEAST_OUTSTANDING, PREFIX_AFFINITY):
-        settle_all(engine, now)
-    candidates, weighted = 0, 0
-    verdict = FULL
-    for r in range(slots.shape[0]):
-        if has_room(engine, r, request):
-            verdict = UNFIT
-            if fits(engine, r, request):
-                candidates += 1
-                if slots[r].route_weight > 0:
-                    weighted += 1
-    if candidates == 0:
-        return verdict
-    cursor[C_TICKET] += 1
-    equal = weighted == 0
-    if router == ROUND_ROBIN:
-        return round_robin(engine, request, equal)
-    if router == POWER_OF_TWO:
-        return power_of_two(engine, request, equal, candidates if equal else weighted, now)
-    if router == PREFIX_AFFINITY:
-        return prefix_affinity(engine, request, equal)
-    return least_outstanding(engine, request, equal)
+    router = engine.cursor[C_ROUTER]
+    for attempt in range(2):
+        equal = attempt > 0
+        if router == ROUND_ROBIN:
+            r = round_robin(engine, request, equal)
+        elif router == POWER_OF_TWO:
+            r = power_of_two(engine, request, equal)
+        elif router == PREFIX_AFFINITY:
+            r = prefix_affinity(engine, request, equal)
+        else:
+            r = least_outstanding(engine, request, equal)
+        if r >= 0:
+            return r
+    for other in range(engine.slots.shape[0]):
+        if has_room(engine, other, request):
+            return UNFIT
+    return FULL

@@ -134,7 +134,7 @@ def gave_up(engine: Engine, request: int, now: int) -> bool:
     return row.timeout_ps >= 0 and row.generated == 0 and now > row.sent_ps + row.timeout_ps
 
 
-@kernel
+@part
 def admit(engine: Engine, r: int, budget: int) -> tuple[int, int, int, bool]:
     """Starts waiting requests of slot ``r`` while ``budget`` tokens, blocks and places last.
 

@@ -154,9 +154,7 @@ class Engine(NamedTuple):
     joiner: I64  # (R, M)
     phase: I64  # (R, block size): decoding requests by fill of their last block
     level_tail: I64  # (R, L): last waiting request of each priority level
-    blocked: (
-        I64  # (2 * models + 2,): whether there is no room for prompts, and for transferred ones, of any and each model
-    )
+    blocked: I64  # (2 * models + 2,): no room for prompts, and for transferred ones, of any and of each model
     pole_k: F64  # (R, 2): temperature rise over each thermal pole
     bins: Records  # (BINS, R) BIN
     requests: Records  # (N,) REQUEST
@@ -167,6 +165,53 @@ class Engine(NamedTuple):
     held: I64  # (P,): cell of each covered hash, -1 if the request holds a copy of its own
     cells: Records  # (R, U) CELL
     table: I64  # (R, 4U or 1): open-addressed hash table over the cells, -1 where free
+    words: I64  # addresses and shapes of all these, for compiled code; see handle.py
+    address: int  # of `words`
+
+    @classmethod
+    def of(cls, arrays: dict[str, Any]) -> Engine:
+        """An engine of these arrays, which must stay where they are as long as it lives."""
+        numbers: list[int] = []
+        for name, (dtype, dimensions) in ARRAYS.items():
+            array = arrays[name]
+            if array.dtype != dtype or array.ndim != dimensions or not array.flags.c_contiguous:
+                raise TypeError(f"{name}: {array.dtype} of shape {array.shape}, not {dtype} of {dimensions} dimensions")
+            numbers += [array.ctypes.data, *array.shape]
+        words = np.array(numbers, np.int64)
+        return cls(**arrays, words=words, address=words.ctypes.data)
+
+    def having(self, **arrays: Any) -> Engine:
+        """The engine with some arrays in place of its own; the others are shared."""
+        return Engine.of({name: getattr(self, name) for name in ARRAYS} | arrays)
+
+
+_INT, _REAL = np.dtype(np.int64), np.dtype(np.float64)
+ARRAYS = {
+    "cursor": (_INT, 1),
+    "deployments": (DEPLOYMENT, 1),
+    "cost": (_INT, 3),
+    "ladder": (_REAL, 3),
+    "watt": (_INT, 3),
+    "thermal": (_REAL, 3),
+    "slots": (SLOT, 1),
+    "heap_key": (_INT, 2),
+    "heap_request": (_INT, 2),
+    "joiner": (_INT, 2),
+    "phase": (_INT, 2),
+    "level_tail": (_INT, 2),
+    "blocked": (_INT, 1),
+    "pole_k": (_REAL, 2),
+    "bins": (BIN, 2),
+    "requests": (REQUEST, 1),
+    "done": (_INT, 1),
+    "timer_ps": (_INT, 1),
+    "timer_item": (_INT, 1),
+    "hashes": (_INT, 1),
+    "held": (_INT, 1),
+    "cells": (CELL, 2),
+    "table": (_INT, 2),
+}
+"""Type and dimensions of the arrays of an engine."""
 
 
 class Tables(NamedTuple):
@@ -247,28 +292,25 @@ def allocate(tables: Tables, requests: Records, hashes: I64, slots: int, limits:
     slot["edge_ps"] = BIN_PS
     cells, table = cache_sizes(tables.deployments, limits)
     most = limits.max_num_seqs
-    return Engine(
-        cursor=cursor,
-        deployments=tables.deployments,
-        cost=tables.cost,
-        ladder=tables.ladder,
-        watt=tables.watt,
-        thermal=tables.thermal,
-        slots=slot,
-        heap_key=np.zeros((slots, most), np.int64),
-        heap_request=np.zeros((slots, most), np.int64),
-        joiner=np.zeros((slots, most), np.int64),
-        phase=np.zeros((slots, limits.block_size), np.int64),
-        level_tail=np.full((slots, limits.levels), -1),
-        blocked=np.zeros(2 * int(tables.deployments["model"].max()) + 4, np.int64),
-        pole_k=np.zeros((slots, 2)),
-        bins=np.zeros((BINS, slots), BIN),
-        requests=requests,
-        done=np.full(len(requests), -1, np.int64),
-        timer_ps=np.full(len(requests), FOREVER),
-        timer_item=np.full(len(requests), -1, np.int64),
-        hashes=hashes,
-        held=np.full(len(hashes), -1, np.int64),
-        cells=np.zeros((slots, cells), CELL),
-        table=np.full((slots, table), -1, np.int64),
-    )
+    arrays = {
+        "cursor": cursor,
+        **tables._asdict(),
+        "slots": slot,
+        "heap_key": np.zeros((slots, most), np.int64),
+        "heap_request": np.zeros((slots, most), np.int64),
+        "joiner": np.zeros((slots, most), np.int64),
+        "phase": np.zeros((slots, limits.block_size), np.int64),
+        "level_tail": np.full((slots, limits.levels), -1),
+        "blocked": np.zeros(2 * int(tables.deployments["model"].max()) + 4, np.int64),
+        "pole_k": np.zeros((slots, 2)),
+        "bins": np.zeros((BINS, slots), BIN),
+        "requests": requests,
+        "done": np.full(len(requests), -1, np.int64),
+        "timer_ps": np.full(len(requests), FOREVER),
+        "timer_item": np.full(len(requests), -1, np.int64),
+        "hashes": hashes,
+        "held": np.full(len(hashes), -1, np.int64),
+        "cells": np.zeros((slots, cells), CELL),
+        "table": np.full((slots, table), -1, np.int64),
+    }
+    return Engine.of({name: np.ascontiguousarray(array) for name, array in arrays.items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import numpy as np
@@ -65,8 +66,34 @@ class OpenLoop(Arrivals):
         return RequestTable.from_columns(np.rint(times * PS_PER_S).astype(np.int64), prompt, output)
 
 
+class Renewal(OpenLoop):
+    """Arrivals with independent gaps, which can be drawn block after block without end."""
+
+    @abstractmethod
+    def first_s(self, rng: np.random.Generator) -> float:
+        """Draws the time to the first arrival of a process that has run for ever, seconds."""
+
+    @abstractmethod
+    def gaps_s(self, n: int, rng: np.random.Generator) -> Seconds:
+        """Draws ``n`` inter-arrival times, seconds."""
+
+    def blocks_s(self, duration_s: float, n: int, rng: np.random.Generator) -> Iterator[Seconds]:
+        """Draws the arrival times in ``[0, duration_s)``, ``n`` at a time; the last block, maybe empty, has fewer."""
+        gaps = self.gaps_s(n, rng)
+        gaps[0] = self.first_s(rng)
+        now = 0.0
+        while True:
+            times = now + np.cumsum(gaps)
+            if times[-1] >= duration_s:
+                yield times[: np.searchsorted(times, duration_s)]
+                return
+            yield times
+            now = float(times[-1])
+            gaps = self.gaps_s(n, rng)
+
+
 @ARRIVALS.register("poisson")
-class Poisson(OpenLoop):
+class Poisson(Renewal):
     """Independent arrivals at a constant rate, requests per second."""
 
     kind: Literal["poisson"] = "poisson"
@@ -76,9 +103,17 @@ class Poisson(OpenLoop):
         """Draws the number of arrivals, then their places."""
         return np.sort(rng.uniform(0, duration_s, rng.poisson(self.rate_per_s * duration_s)))
 
+    def first_s(self, rng: np.random.Generator) -> float:
+        """Like any gap: the process has no memory."""
+        return float(rng.exponential(1 / self.rate_per_s))
+
+    def gaps_s(self, n: int, rng: np.random.Generator) -> Seconds:
+        """Exponential gaps."""
+        return rng.exponential(1 / self.rate_per_s, n)
+
 
 @ARRIVALS.register("gamma")
-class Gamma(OpenLoop):
+class Gamma(Renewal):
     """Renewal process with Gamma inter-arrival times.
 
     Attributes:
@@ -91,13 +126,22 @@ class Gamma(OpenLoop):
     cv: float = Field(gt=0, le=20)
 
     def times_s(self, duration_s: float, rng: np.random.Generator) -> Seconds:
-        """Draws gaps until the run is full; it starts at a random instant, so within a length-biased gap."""
-        shape = self.cv**-2
-        scale = 1 / (self.rate_per_s * shape)
-        parts = [rng.uniform(size=1) * rng.gamma(shape + 1, scale)]
+        """Draws gaps until the run is full."""
+        parts = [np.array([self.first_s(rng)])]
         while (now := parts[-1][-1]) < duration_s:
             expected = (duration_s - now) * self.rate_per_s
-            gaps = rng.gamma(shape, scale, int(expected + 4 * self.cv * np.sqrt(expected)) + 16)
-            parts.append(now + np.cumsum(gaps))
+            parts.append(now + np.cumsum(self.gaps_s(int(expected + 4 * self.cv * np.sqrt(expected)) + 16, rng)))
         times = np.concatenate(parts)
         return times[: np.searchsorted(times, duration_s)]
+
+    def first_s(self, rng: np.random.Generator) -> float:
+        """The rest of a length-biased gap: the run starts at a random instant."""
+        return float(rng.uniform() * rng.gamma(self.cv**-2 + 1, self._scale_s))
+
+    def gaps_s(self, n: int, rng: np.random.Generator) -> Seconds:
+        """Gamma gaps."""
+        return rng.gamma(self.cv**-2, self._scale_s, n)
+
+    @property
+    def _scale_s(self) -> float:
+        return 1 / (self.rate_per_s * self.cv**-2)

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..units import MAX_TIME_S, PS_PER_S
 from .table import COLUMNS, NO_SESSION, RequestTable
 
 
-def merge(tables: Sequence[RequestTable]) -> RequestTable:
-    """One table of all requests in order of arrival; ties keep the order of ``tables``.
+def concatenate(tables: Sequence[RequestTable]) -> RequestTable:
+    """One table of the rows of all in the order given; a session keeps its number, so that tables may share it.
 
     Args:
         tables: At least one table, all with the same ``models``, ``slo_classes`` and ``prefix_block_tokens`` (a table
-            without hashes fits any). Their sessions are renumbered so that none is shared.
+            without hashes fits any).
 
     Returns:
-        The merged table.
+        All rows. That they ascend in time is up to the caller.
 
     Raises:
         InputError: The names or the hash granularity differ.
@@ -39,21 +40,33 @@ def merge(tables: Sequence[RequestTable]) -> RequestTable:
     if len(tables) == 1:
         return first
     columns: dict[str, Any] = {name: np.concatenate([getattr(t, name) for t in tables]) for name in COLUMNS}
-    columns["session"] = np.concatenate(_distinct_sessions(tables))
-    order = np.argsort(columns["arrival_ps"], kind="stable")
-    rows: dict[str, Any] = {name: column[order] for name, column in columns.items()}
-    starts = np.cumsum([0, *(len(t.prefix_hash) for t in tables)])
-    begin = np.concatenate([t.prefix_offset[:-1] + s for t, s in zip(tables, starts, strict=False)])[order]
-    length = np.concatenate([np.diff(t.prefix_offset) for t in tables])[order]
-    offset = np.concatenate([[0], np.cumsum(length)])
-    gather = np.repeat(begin - offset[:-1], length) + np.arange(offset[-1])
+    blocks = np.concatenate([np.diff(t.prefix_offset) for t in tables])
     return replace(
         first,
-        **rows,
-        prefix_offset=offset,
-        prefix_hash=np.concatenate([t.prefix_hash for t in tables])[gather],
+        **columns,
+        prefix_offset=np.concatenate([[0], np.cumsum(blocks)]),
+        prefix_hash=np.concatenate([t.prefix_hash for t in tables]),
         prefix_block_tokens=granularity.pop() if granularity else first.prefix_block_tokens,
     )
+
+
+def merge(tables: Sequence[RequestTable]) -> RequestTable:
+    """One table of all requests in order of arrival; ties keep the order of ``tables``.
+
+    Args:
+        tables: As :func:`concatenate` takes them. Their sessions are renumbered so that none is shared.
+
+    Returns:
+        The merged table.
+
+    Raises:
+        InputError: The names or the hash granularity differ.
+    """
+    joined = concatenate(tables)
+    if len(tables) == 1:
+        return joined
+    distinct = replace(joined, session=np.concatenate(_distinct_sessions(tables)))
+    return distinct.take(np.argsort(joined.arrival_ps, kind="stable"))
 
 
 def repeat(table: RequestTable, times: int) -> RequestTable:
@@ -62,11 +75,47 @@ def repeat(table: RequestTable, times: int) -> RequestTable:
         raise InputError("repeat", f"{times} is not positive", "Repeat at least once")
     if times == 1:
         return table
-    if len(table) < 2 or table.arrival_ps[0] == table.arrival_ps[-1]:
-        raise InputError("repeat", "all requests arrive at once", "Repeat a trace that takes time")
-    last = int(table.arrival_ps[-1])
-    period = last + last // (len(table) - 1)
-    return merge([replace(table, arrival_ps=table.arrival_ps + turn * period) for turn in range(times)])
+    turns = Turns(
+        len(table), int(table.arrival_ps[-1]) if len(table) else 0, int(table.session.max(initial=NO_SESSION))
+    )
+    turns.check(int(table.arrival_ps[0]) if len(table) else 0, times)
+    return concatenate([turns.shifted(table, turn) for turn in range(times)])
+
+
+@dataclass(frozen=True)
+class Turns:
+    """How the turns of a repeated workload follow one another.
+
+    Attributes:
+        requests: Requests of one turn.
+        last_ps: Its last arrival, picoseconds.
+        last_session: The highest number of a session in it, -1 if there is none.
+    """
+
+    requests: int
+    last_ps: int
+    last_session: int
+
+    @property
+    def period_ps(self) -> int:
+        """Time from the beginning of one turn to that of the next."""
+        return self.last_ps + self.last_ps // (self.requests - 1)
+
+    def check(self, first_ps: int, times: int) -> None:
+        """Raises `InputError` if a workload whose first arrival is at ``first_ps`` cannot be repeated so often."""
+        if self.requests < 2 or first_ps == self.last_ps:
+            raise InputError("repeat", "all requests arrive at once", "Repeat a trace that takes time")
+        if (times - 1) * self.period_ps + self.last_ps > MAX_TIME_S * PS_PER_S:
+            raise InputError("repeat", f"{times} turns take more than 106 days", "Repeat it less often, or speed it up")
+
+    def shifted(self, part: RequestTable, turn: int) -> RequestTable:
+        """Requests of one turn (or a part of them) as the given turn has them, the first being 0."""
+        sessions = turn * (self.last_session + 1)
+        return replace(
+            part,
+            arrival_ps=part.arrival_ps + turn * self.period_ps,
+            session=np.where(part.session == NO_SESSION, NO_SESSION, part.session + sessions),
+        )
 
 
 def _distinct_sessions(tables: Sequence[RequestTable]) -> list[NDArray[np.int64]]:

@@ -66,6 +66,7 @@ class RequestTable:
         output_tokens: ArrayLike,
         *,
         source: str = "workload",
+        first_row: int = 0,
         models: tuple[str, ...] = (),
         slo_classes: tuple[str, ...] = ("default",),
         prefix_block_tokens: int = 16,
@@ -78,6 +79,7 @@ class RequestTable:
             prompt_tokens: Prompt lengths, tokens.
             output_tokens: Output lengths, tokens.
             source: What error messages name as the place of a fault.
+            first_row: What they count rows from: the number of the first one, where these are a part of something.
             models: Names that ``model`` points to.
             slo_classes: Names that ``slo_class`` points to.
             prefix_block_tokens: Tokens under one prefix hash.
@@ -112,10 +114,10 @@ class RequestTable:
         if optional:
             raise TypeError(f"unknown columns: {sorted(optional)}")
         table = cls(**columns, models=models, slo_classes=slo_classes, prefix_block_tokens=prefix_block_tokens)
-        table._check(source)
+        table._check(source, first_row)
         return table
 
-    def _check(self, source: str) -> None:
+    def _check(self, source: str, first_row: int) -> None:
         n = len(self)
         for field in fields(self):
             column = getattr(self, field.name)
@@ -134,12 +136,13 @@ class RequestTable:
             raise InputError(source, "the last arrival is past 106 days", "Split the workload")
         back = np.flatnonzero(np.diff(self.arrival_ps) < 0)
         if len(back):
-            raise InputError(source, f"row {back[0] + 1} arrives before row {back[0]}", "Sort the rows by arrival")
+            row = first_row + back[0]
+            raise InputError(source, f"row {row + 1} arrives before row {row}", "Sort the rows by arrival")
         for name in ("prompt_tokens", "output_tokens"):
             bad = np.flatnonzero(getattr(self, name) < 1)
             if len(bad):
                 value = getattr(self, name)[bad[0]]
-                raise InputError(source, f"row {bad[0]} has {name} {value}", "Token counts are at least 1")
+                raise InputError(source, f"row {first_row + bad[0]} has {name} {value}", "Token counts are at least 1")
 
     def __len__(self) -> int:
         """Number of requests."""
@@ -150,18 +153,38 @@ class RequestTable:
         """Time of the last arrival, seconds; 0 for an empty table."""
         return float(self.arrival_ps[-1]) / PS_PER_S if len(self) else 0.0
 
-    def between(self, start_ps: int, stop_ps: int) -> RequestTable:
-        """The requests that arrive in ``[start_ps, stop_ps)``, with time counted from ``start_ps``."""
-        first, last = np.searchsorted(self.arrival_ps, [start_ps, stop_ps])
-        part = {name: getattr(self, name)[first:last] for name in COLUMNS}
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all columns."""
+        return sum(getattr(self, name).nbytes for name in (*COLUMNS, "prefix_offset", "prefix_hash"))
+
+    def rows(self, first: int, last: int) -> RequestTable:
+        """The requests of rows ``[first, last)``, a view where that can be."""
         offset = self.prefix_offset[first : last + 1]
-        part["arrival_ps"] = part["arrival_ps"] - start_ps
         return replace(
             self,
-            **part,
+            **{name: getattr(self, name)[first:last] for name in COLUMNS},
             prefix_offset=offset - offset[0],
             prefix_hash=self.prefix_hash[offset[0] : offset[-1]],
         )
+
+    def take(self, rows: NDArray[np.integer[Any]]) -> RequestTable:
+        """The requests of these rows, in this order."""
+        length = np.diff(self.prefix_offset)[rows]
+        offset = np.concatenate([[0], np.cumsum(length)])
+        gather = np.repeat(self.prefix_offset[:-1][rows] - offset[:-1], length) + np.arange(offset[-1])
+        return replace(
+            self,
+            **{name: getattr(self, name)[rows] for name in COLUMNS},
+            prefix_offset=offset,
+            prefix_hash=self.prefix_hash[gather],
+        )
+
+    def between(self, start_ps: int, stop_ps: int) -> RequestTable:
+        """The requests that arrive in ``[start_ps, stop_ps)``, with time counted from ``start_ps``."""
+        first, last = np.searchsorted(self.arrival_ps, [start_ps, stop_ps])
+        part = self.rows(int(first), int(last))
+        return replace(part, arrival_ps=part.arrival_ps - start_ps)
 
     def scaled(self, rate_factor: float) -> RequestTable:
         """The same requests arriving ``rate_factor`` times as fast (time is compressed)."""
@@ -172,8 +195,8 @@ class RequestTable:
         scaled = self.arrival_ps.astype(np.longdouble) / rate_factor  # a double is exact to 2.5 h only
         return replace(self, arrival_ps=np.rint(scaled).astype(np.int64))
 
-    def to_parquet(self, path: Path) -> None:
-        """Writes the table as Parquet; names of models and SLO classes go into the schema's metadata."""
+    def to_arrow(self) -> pa.Table:
+        """The table for Arrow; names of models and SLO classes go into the schema's metadata."""
         hashes = pa.LargeListArray.from_arrays(pa.array(self.prefix_offset), pa.array(self.prefix_hash))
         columns = {name: getattr(self, name) for name in COLUMNS}
         notes = {
@@ -181,31 +204,53 @@ class RequestTable:
             "slo_classes": "\n".join(self.slo_classes),
             "prefix_block_tokens": str(self.prefix_block_tokens),
         }
+        return pa.table({**columns, "prefix_hashes": hashes}).replace_schema_metadata(notes)
+
+    @classmethod
+    def from_arrow(cls, table: pa.Table, source: str, first_row: int = 0) -> RequestTable:
+        """Takes what :meth:`to_arrow` made, or consecutive rows of it from ``first_row`` on.
+
+        Raises:
+            InputError: It is something else, or a value of it does not hold.
+        """
+        try:
+            notes = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+            hashes = table["prefix_hashes"].combine_chunks()
+            columns = {name: table[name].to_numpy() for name in COLUMNS}
+            models, slo_classes = (tuple(filter(None, notes[key].split("\n"))) for key in ("models", "slo_classes"))
+            block_tokens = int(notes["prefix_block_tokens"])
+            offset = hashes.offsets.to_numpy()
+        except (pa.ArrowInvalid, KeyError, AttributeError) as fault:
+            raise not_a_table(source, fault) from fault
+        return cls.from_columns(
+            **columns,
+            source=source,
+            first_row=first_row,
+            prefix_offset=offset - offset[0],
+            prefix_hash=hashes.values.to_numpy()[offset[0] : offset[-1]],
+            models=models,
+            slo_classes=slo_classes,
+            prefix_block_tokens=block_tokens,
+        )
+
+    def to_parquet(self, path: Path) -> None:
+        """Writes the table as Parquet."""
         with whole(path) as partial:
-            pq.write_table(pa.table({**columns, "prefix_hashes": hashes}).replace_schema_metadata(notes), partial)
+            pq.write_table(self.to_arrow(), partial)
 
     @classmethod
     def from_parquet(cls, path: Path) -> RequestTable:
         """Reads what :meth:`to_parquet` wrote."""
         try:
             table = pq.read_table(path)
-            notes = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
-            hashes = table["prefix_hashes"].combine_chunks()
-            columns = {name: table[name].to_numpy() for name in COLUMNS}
-            models, slo_classes = (tuple(filter(None, notes[key].split("\n"))) for key in ("models", "slo_classes"))
-            block_tokens = int(notes["prefix_block_tokens"])
-        except (OSError, pa.ArrowInvalid, KeyError, AttributeError) as fault:
-            remedy = "Write it with `llmcluster data convert`"
-            raise InputError(str(path), f"not a request table ({fault})", remedy) from fault
-        return cls.from_columns(
-            **columns,
-            source=str(path),
-            prefix_offset=hashes.offsets.to_numpy(),
-            prefix_hash=hashes.values.to_numpy(),
-            models=models,
-            slo_classes=slo_classes,
-            prefix_block_tokens=block_tokens,
-        )
+        except (OSError, pa.ArrowInvalid) as fault:
+            raise not_a_table(str(path), fault) from fault
+        return cls.from_arrow(table, str(path))
+
+
+def not_a_table(source: str, fault: Exception) -> InputError:
+    """The error to raise for a file that holds no request table."""
+    return InputError(source, f"not a request table ({fault})", "Write it with `llmcluster data convert`")
 
 
 COLUMNS: tuple[str, ...] = tuple(

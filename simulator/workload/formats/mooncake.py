@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +16,37 @@ from ..table import RequestTable
 from .columns import MAX_TOKENS
 
 BLOCK_TOKENS = 512
+Line = tuple[int, int, int, list[int]]
 
 
-def read_mooncake(path: Path) -> RequestTable:
+def read_mooncake(path: Path, rows: int | None = None) -> Iterator[RequestTable]:
     """Reads a Mooncake file; the hash of a last, part-filled block is left out, for such a block is never shared."""
-    rows = []
+    lines = _lines(path)
+    first_ms: int | None = None
+    while part := list(islice(lines, rows)):
+        first_ms = part[0][0] if first_ms is None else first_ms
+        yield _table(path, part, first_ms)
+
+
+def _lines(path: Path) -> Iterator[Line]:
+    """Time in ms, prompt tokens, output tokens and hashes of each line, in order of time."""
+    last_ms = 0
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, text in enumerate(file, 1):
             where = f"{path}:{number}"
-            rows.append(_row(where, text))
-            if rows[-1][0] < rows[max(0, number - 2)][0]:
+            line = _row(where, text)
+            if line[0] < last_ms:
                 raise InputError(where, "timestamp is earlier than on the line before", "Sort the lines by timestamp")
-    time_ms, prompt, output, hashes = zip(*rows, strict=True)
-    if time_ms[-1] - time_ms[0] > MAX_TIME_S * (PS_PER_S // PS_PER_MS):
+            last_ms = line[0]
+            yield line
+
+
+def _table(path: Path, lines: list[Line], first_ms: int) -> RequestTable:
+    time_ms, prompt, output, hashes = zip(*lines, strict=True)
+    if time_ms[-1] - first_ms > MAX_TIME_S * (PS_PER_S // PS_PER_MS):
         raise InputError(str(path), "the trace spans more than 106 days", "Split it")
     return RequestTable.from_columns(
-        (np.array(time_ms, np.int64) - time_ms[0]) * PS_PER_MS,
+        (np.array(time_ms, np.int64) - first_ms) * PS_PER_MS,
         prompt,
         output,
         source=str(path),
@@ -39,7 +56,7 @@ def read_mooncake(path: Path) -> RequestTable:
     )
 
 
-def _row(where: str, text: str) -> tuple[int, int, int, list[int]]:
+def _row(where: str, text: str) -> Line:
     try:
         row: Any = json.loads(text)
     except ValueError as fault:

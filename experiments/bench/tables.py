@@ -1,0 +1,102 @@
+"""What the benchmarks found, for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+def print_engine(result: dict[str, Any], console: Console) -> None:
+    """Prints what ``llmcluster bench engine`` found."""
+    console.print(
+        f"{result['replicas']} x {result['gpu']} (tp {result['tp']}), {result['model']}, {result['router']}: "
+        f"{result['requests_completed']:,} of {result['requests']:,} requests completed, "
+        f"{result['output_tokens']:,} output tokens, {result['energy_j'] / 3.6e6:,.3f} kWh"
+    )
+    rows = (
+        ("requests per second", f"{result['requests_per_s']:,.0f}"),
+        ("events per second", f"{result['events_per_s']:,.0f}"),
+        ("simulated seconds per second", f"{result['simulated_s_per_s']:,.0f}"),
+        ("best of rounds", f"{result['wall_s']:.3f} s"),
+        ("median of rounds", f"{result['wall_s_median']:.3f} s"),
+        ("processor's time, best of rounds", f"{result['cpu_s']:.3f} s"),
+        ("memory per request", f"{result['bytes_per_request']:,.0f} bytes"),
+        ("compiling", f"{result['compile_s']:.2f} s"),
+        ("reading the workload", f"{result['load_s']:.2f} s"),
+        ("repeating it", f"{result['repeat_s']:.2f} s"),
+    )
+    _pairs(rows, console)
+    if "scaling" in result:
+        _print_scaling(result["scaling"], console)
+    if "profile" in result:
+        _print_profile(result["profile"], console)
+
+
+def print_day(result: dict[str, Any], console: Console) -> None:
+    """Prints what ``llmcluster bench day`` found."""
+    console.print(
+        f"{result['gpus']:,} GPUs in {result['servers']:,} servers, {result['simulated_s']:,} s: "
+        f"{result['requests_completed']:,} of {result['requests']:,} requests completed, "
+        f"{result['output_tokens']:,} output tokens, {result['energy_j'] / 3.6e9:,.2f} MWh"
+    )
+    requests = result["requests"]
+    phases = ((f"{name.removesuffix('_s')}, processor's time", s) for name, s in result["phases"].items())
+    rows = (
+        ("wall clock", f"{result['wall_s']:.1f} s with {result['workers']} processes"),
+        ("requests per second", f"{result['requests_per_s']:,.0f}"),
+        *((name, f"{s:.1f} s, {s / requests * 1e6:.3f} us per request") for name, s in phases),
+        ("memory, all processes at their most", f"{result['peak_memory_bytes'] / 2**30:.2f} GiB"),
+        (
+            "results",
+            f"{result['result_bytes'] / 1e9:.3f} GB, {result['result_bytes'] / requests:.1f} bytes per request",
+        ),
+    )
+    _pairs(rows, console)
+
+
+def _pairs(rows: tuple[tuple[str, str], ...], console: Console) -> None:
+    table = Table("", "", box=box.SIMPLE, show_header=False)
+    for name, value in rows:
+        table.add_row(name, value)
+    console.print(table)
+
+
+def _print_scaling(found: dict[str, Any], console: Console) -> None:
+    table = Table(
+        "series", "run", "requests", "output tokens each", "busy slot-s each", "us per request", box=box.SIMPLE
+    )
+    for run in found["runs"]:
+        n = run["requests"]
+        table.add_row(
+            run["series"],
+            run["run"],
+            f"{n:,}",
+            f"{run['output_tokens'] / n:,.0f}",
+            f"{run['busy_slot_s'] / n:.2f}",
+            f"{run['cpu_s'] / n * 1e6:.3f}",
+        )
+    console.print(table)
+    request, token, slot = (found[f"per_{name}"] for name in ("request", "output_token", "slot_second"))
+    console.print(
+        f"time against requests: {request['slope_s'] * 1e6:.3f} us each, "
+        f"{request['intercept_s'] * 1e3:+.2f} ms at none, residual {request['residual']:.1%}"
+    )
+    console.print(
+        f"time per request against its output tokens: {token['slope_s'] * 1e9:.3f} ns each, "
+        f"{token['intercept_s'] * 1e6:.3f} us at none, residual {token['residual']:.1%}"
+    )
+    console.print(
+        f"all runs: {slot['request_s'] * 1e6:.3f} us a request, {slot['busy_slot_s'] * 1e6:.3f} us a second in which a "
+        f"slot works, {slot['idle_slot_s'] * 1e6:.3f} us one in which it does not, residual {slot['residual']:.1%}"
+    )
+
+
+def _print_profile(found: dict[str, Any], console: Console) -> None:
+    table = Table("function", "seconds of its own", "share", box=box.SIMPLE)
+    for row in found["functions"]:
+        table.add_row(row["function"], f"{row['seconds']:.3f}", f"{row['share']:.1%}")
+    console.print(table)
+    console.print(f"the same stretch without a request: {found['idle_s']:.3f} s")

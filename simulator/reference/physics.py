@@ -1,0 +1,109 @@
+"""Time, energy, clock and heat of a slot: the arithmetic of docs/engine.md on plain numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..kernels.state import CLOCK, COMPUTE, DECAY, FIXED, MEMORY, RESISTANCE, Engine
+from .scheduler import Plan
+
+RUNNING, COMPUTING = 0, 1  # planes of Engine.watt
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What an iteration computes.
+
+    Attributes:
+        tokens: Batched tokens.
+        pairs: Pairs of a query token and a token that it attends to.
+        read: Cached tokens read.
+        chunked: Whether a prompt is among it.
+    """
+
+    tokens: int
+    pairs: int
+    read: int
+    chunked: bool
+
+    @classmethod
+    def of(cls, plan: Plan) -> Work:
+        """The work of a plan."""
+        tokens = len(plan.decodes) + plan.prefill_tokens
+        # A decode reads and attends what is cached, and its own token.
+        pairs = read = sum([request.cached for request in plan.decodes]) + len(plan.decodes)
+        for request, chunk in plan.chunks:
+            pairs += chunk * request.cached + chunk * (chunk + 1) // 2
+            read += request.cached
+        return cls(tokens, pairs, read, bool(plan.chunks))
+
+
+class Physics:
+    """Time and energy of iterations of one deployment."""
+
+    def __init__(self, engine: Engine, deployment: int) -> None:
+        cost, watt = engine.cost[deployment], engine.watt[deployment]
+        record = engine.deployments[deployment]
+        self._fixed_ps, self._compute_ps, self._memory_ps = (cost[i].tolist() for i in (FIXED, COMPUTE, MEMORY))
+        self._attention_ps, self._kv_read_ps = int(record["attention_ps"]), int(record["kv_read_ps"])
+        self._running_cw, self._computing_cw = watt[RUNNING].tolist(), watt[COMPUTING].tolist()
+        self._memory_cw = int(record["memory_cw"])
+        self.clock: list[float] = engine.ladder[deployment, CLOCK].tolist()
+
+    def choose_step(self, work: Work, top: int, cap_cw: int) -> int:
+        """The governor: the highest clock, ``top`` at most, at which ``work`` keeps under the cap; else the lowest."""
+        for step in range(top, 0, -1):
+            length, energy = self._run(work, step, self._compute_at_once(work, step))
+            if energy <= cap_cw * length:
+                return step
+        return 0
+
+    def run(self, work: Work, step: int) -> tuple[int, int]:
+        """Length and energy of an iteration at a clock."""
+        if work.chunked:
+            return self._run(work, step, self._compute_at_once(work, step))
+        # Rounded once per batch size and once per pair, so that a leap over many iterations can be exact.
+        clock = self.clock[step]
+        compute = round(self._compute_ps[work.tokens] / clock) + round(self._attention_ps / clock) * work.pairs
+        return self._run(work, step, compute)
+
+    def _compute_at_once(self, work: Work, step: int) -> int:
+        at_top: int = self._compute_ps[work.tokens] + self._attention_ps * work.pairs
+        return round(at_top / self.clock[step])
+
+    def _run(self, work: Work, step: int, compute_ps: int) -> tuple[int, int]:
+        memory_ps = self._memory_ps[work.tokens] + self._kv_read_ps * work.read
+        length_ps = self._fixed_ps[work.tokens] + max(compute_ps, memory_ps)
+        energy = self._running_cw[step] * length_ps + self._computing_cw[step] * compute_ps
+        return length_ps, energy + self._memory_cw * memory_ps
+
+
+@dataclass
+class Heat:
+    """Temperature and thermal throttle of one slot.
+
+    Attributes:
+        rise_k: Over each thermal pole.
+        throttled: Whether the clock is forced down.
+        events: How often that has begun.
+    """
+
+    rise_k: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    throttled: bool = False
+    events: int = 0
+
+    def pass_second(self, engine: Engine, deployment: int, power_w: float, inlet_c: float) -> float:
+        """Lets a second at a mean power pass; returns the temperature at its end."""
+        record, thermal = engine.deployments[deployment], engine.thermal[deployment]
+        gpu_w = power_w / int(record["gpus"])
+        temperature_c = inlet_c
+        for pole in range(2):
+            resistance, decay = float(thermal[RESISTANCE, pole]), float(thermal[DECAY, pole])
+            self.rise_k[pole] = self.rise_k[pole] * decay + resistance * gpu_w * (1.0 - decay)
+            temperature_c += self.rise_k[pole]
+        if not self.throttled and temperature_c >= record["throttle_c"]:
+            self.throttled = True
+            self.events += 1
+        elif self.throttled and temperature_c <= record["resume_c"]:
+            self.throttled = False
+        return temperature_c

@@ -1,0 +1,86 @@
+"""The window of a long workload that an engine holds: what has left goes, what comes next is added."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .kernels.state import (
+    C_ARRIVAL,
+    C_DONE,
+    C_GATEWAY_HEAD,
+    C_GATEWAY_TAIL,
+    C_TIMERS,
+    FINISHED,
+    FOREVER,
+    I64,
+    LOST,
+    REJECTED,
+    TIMED_OUT,
+    Engine,
+    Records,
+    mark_unfit,
+)
+
+GONE = (FINISHED, REJECTED, TIMED_OUT, LOST)
+
+
+def remaining(engine: Engine) -> NDArray[np.int64]:
+    """Rows of the requests that have not left, in order."""
+    return np.flatnonzero(~np.isin(engine.requests["status"], GONE))
+
+
+def roll(engine: Engine, rows: Records, hashes: I64) -> Engine:
+    """Drops the requests that have left and appends others, which arrive later.
+
+    The order of rows stays, and with it every tie that is broken by row.
+
+    Args:
+        engine: The engine; not to be used any more.
+        rows: (N,) REQUEST to append, open loop.
+        hashes: (P,) their prefix hashes.
+
+    Returns:
+        An engine of the same state that shares all arrays but those of the requests.
+    """
+    stay = remaining(engine)
+    place = np.full(len(engine.requests) + 1, -1, np.int64)  # the last one stands for none
+    place[stay] = np.arange(len(stay))
+    old = engine.requests[stay]
+    old["link"] = place[old["link"]]
+    pieces = [np.arange(first, first + units) for first, units in zip(old["prefix"], old["units"], strict=True)]
+    kept = np.concatenate([*pieces, np.zeros(0, np.int64)]).astype(np.int64)
+    old["prefix"] = np.cumsum(old["units"]) - old["units"]
+    pending = int(np.searchsorted(stay, engine.cursor[C_ARRIVAL]))
+    new = rows.copy()
+    new["prefix"] += len(kept)
+    mark_unfit(engine.deployments, new)
+    requests = np.concatenate([old, new])
+    _renumber(engine, place)
+    engine.cursor[C_ARRIVAL] = pending
+    engine.cursor[C_DONE] = 0
+    timers = int(engine.cursor[C_TIMERS])
+    timer_ps, timer_item = np.full(len(requests), FOREVER), np.full(len(requests), -1, np.int64)
+    timer_ps[:timers] = engine.timer_ps[:timers]
+    timer_item[:timers] = place[engine.timer_item[:timers]]
+    return engine.having(
+        requests=requests,
+        done=np.full(len(requests), -1, np.int64),
+        timer_ps=timer_ps,
+        timer_item=timer_item,
+        hashes=np.concatenate([engine.hashes[kept], hashes]),
+        held=np.concatenate([engine.held[kept], np.full(len(hashes), -1, np.int64)]),
+    )
+
+
+def _renumber(engine: Engine, place: NDArray[np.int64]) -> None:
+    """Moves every mention of a request to its new row."""
+    slots = engine.slots
+    for name in ("partial", "queue_head"):
+        slots[name] = place[slots[name]]
+    engine.level_tail[:] = place[engine.level_tail]
+    for r, (decodes, joiners) in enumerate(zip(slots["decodes"], slots["joiners"], strict=True)):
+        engine.heap_request[r, :decodes] = place[engine.heap_request[r, :decodes]]
+        engine.joiner[r, :joiners] = place[engine.joiner[r, :joiners]]
+    for cell in (C_GATEWAY_HEAD, C_GATEWAY_TAIL):
+        engine.cursor[cell] = place[engine.cursor[cell]]
