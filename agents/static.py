@@ -32,11 +32,13 @@ class Constant(Heuristic):
 
 
 def first_fit(task: Task, view: View) -> int:
-    """The first slot that is empty or asleep and can hold the pending instance; NOWHERE if there is none."""
+    """The first slot that is empty or asleep and can hold what waits for one; NOWHERE if there is none."""
     pending = [view.cluster(f"pending_model_{name}") > 0 for name in task.fleet.models]
-    if not any(pending):
+    free = view.slot("is_empty") + view.slot("is_sleeping") > 0
+    if any(pending):
+        free &= task.fleet.fits[:, pending.index(True)]
+    elif task.scenario.tenants is None or view.cluster("pending_tenant") == 0:
         return NOWHERE
-    free = (view.slot("is_empty") + view.slot("is_sleeping") > 0) & task.fleet.fits[:, pending.index(True)]
     return int(free.argmax()) if free.any() else NOWHERE
 
 
@@ -117,7 +119,7 @@ class UniformCap(Constant):
 
     def __init__(self, task: Task) -> None:
         chosen = np.ones(len(task.fleet), bool)
-        budget_w = min(task.scenario.budget.levels) * float(task.fleet.cap_max_w.sum())
+        budget_w = task.scenario.lowest_budget * float(task.fleet.cap_max_w.sum())
         super().__init__(task, only(task, chosen, highest_level(task, chosen, budget_w), "least-outstanding"))
 
 

@@ -19,6 +19,7 @@ from ..simulator.workload.spec import WorkloadSpec, generate
 from ..simulator.workload.table import RequestTable
 from ..simulator.workload.traces import resolve
 from .codec import ActionCodec
+from .features import senses_of
 from .observation import Observation, ObservationBuilder
 from .plant import SimulatedPlant, fleet_of
 from .rendering import draw_ansi, draw_rgb
@@ -54,8 +55,9 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
 
     ## Reward
     The sum of ``info["reward_terms"]``: energy (cost), output tokens of requests that met their SLO, SLO misses (cost),
-    overshoot of the budget (cost) and pending instances (cost), each about 1 at full load times its weight.
-    ``info["cost"]`` is the constraint cost: overshoot of the budget plus missed requests, without weights.
+    overshoot of the budget and of the rows' limits (cost), pending instances (cost), and the price and the CO₂ of the
+    energy (costs), each about 1 at full load times its weight. ``info["cost"]`` is the constraint cost: overshoot of
+    all limits plus missed requests, without weights.
 
     ## Episode
     Starts as the scenario says; never terminates; is truncated after ``horizon_s``.
@@ -97,7 +99,8 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
         self.fleet = fleet_of(self.blueprint)
         self.codec = ActionCodec(self.fleet, self.scenario.actions.groups, self.scenario.actions.levels, encoding)
         reward = self.scenario.reward
-        self.observations = ObservationBuilder(self.fleet, reward.requests_per_s, TOKENS_PER_S)
+        senses = senses_of(self.scenario, self.fleet)
+        self.observations = ObservationBuilder(self.fleet, reward.requests_per_s, TOKENS_PER_S, senses)
         self.observation_space: gym.spaces.Dict = self.observations.space()  # type: ignore[assignment]
         self.action_space = self.codec.space()
         self.render_mode = render_mode
@@ -165,15 +168,19 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
         terms = reward_terms(outcome, self.scenario, self._tdp_w)
         self._ticks += 1
         misses = outcome.misses + outcome.overdue
+        over_j = outcome.over_budget_j + sum(outcome.over_rows_j)
         info = {
             "reward_terms": terms,
-            "cost": outcome.over_budget_j / (self._tdp_w * self.scenario.tick_s) + misses / max(outcome.left, 1),
+            "cost": over_j / (self._tdp_w * self.scenario.tick_s) + misses / max(outcome.left, 1),
             "action_mask": self.action_masks(),
             "time_s": float(self._ticks * self.scenario.tick_s),
             "energy_j": outcome.energy_j,
             "good_tokens": outcome.good_tokens,
             "slo_misses": misses,
             "over_budget_j": outcome.over_budget_j,
+            "over_rows_j": list(outcome.over_rows_j),
+            "energy_cost": outcome.energy_cost,
+            "carbon_g": outcome.carbon_g,
         }
         return observation, float(sum(terms.values())), False, self._ticks >= self.scenario.ticks, info
 
