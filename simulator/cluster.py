@@ -53,6 +53,8 @@ from .window import remaining
 from .workload.combine import concatenate
 from .workload.table import RequestTable
 
+EngineName = Literal["compiled", "reference"]
+
 CHUNK_PS = 64 * PS_PER_S
 """Longest stretch in one call of the engine: the ring of bins holds it, and inlet temperatures follow the load."""
 
@@ -85,7 +87,7 @@ class Cluster:
         expected_s: int = 1024,
         faults: Sequence[FaultSpec] = (),
         facility: Facility | None = None,
-        engine: Literal["compiled", "reference"] = "compiled",
+        engine: EngineName = "compiled",
         observer: Observer | None = None,
     ) -> None:
         self.blueprint = blueprint
