@@ -8,12 +8,14 @@ from functools import cached_property
 
 import numpy as np
 
-from ..simulator.cluster import Blueprint, Cluster
+from ..simulator.blueprint import Blueprint
+from ..simulator.cluster import Cluster, EngineName
 from ..simulator.facility import Facility
 from ..simulator.kernels.state import EMPTY, LOADING, SLEEPING
 from ..simulator.lifecycle import Target
 from ..simulator.limits import PowerLimit
 from ..simulator.metrics import SloLimits, Summary, met_slo, overdue, summarize
+from ..simulator.reference.observer import Observer
 from ..simulator.signals import PiecewiseLinear
 from ..simulator.snapshot import Snapshot, fingerprint, generator_from, generator_state
 from ..simulator.tenants import Tenants
@@ -88,10 +90,19 @@ class SimulatedPlant:
         fleet: Its controllable side.
         requests: The workload of this run.
         rng: Source of all randomness of this run.
+        engine: ``compiled`` or ``reference``, see :class:`Cluster`.
+        observer: Watches the reference engine.
     """
 
     def __init__(
-        self, scenario: Scenario, blueprint: Blueprint, fleet: Fleet, requests: RequestTable, rng: np.random.Generator
+        self,
+        scenario: Scenario,
+        blueprint: Blueprint,
+        fleet: Fleet,
+        requests: RequestTable,
+        rng: np.random.Generator,
+        engine: EngineName = "compiled",
+        observer: Observer | None = None,
     ) -> None:
         self.scenario, self._fleet = scenario, fleet
         cluster_rng, budget_rng, instance_rng, world_rng, tenants_rng = rng.spawn(5)
@@ -99,7 +110,9 @@ class SimulatedPlant:
         self.world = world = self._drawn_world(blueprint)
         facility = Facility(blueprint.spec, blueprint.slots, world.outside_c, world.airflow)
         expected_s = scenario.horizon_s + 64
-        self.cluster = Cluster(blueprint, requests, cluster_rng, expected_s, scenario.faults, facility)
+        self.cluster = Cluster(
+            blueprint, requests, cluster_rng, expected_s, scenario.faults, facility, engine, observer
+        )
         self.limits = slo_limits(scenario)
         self.pending: deque[int] = deque()
         self._instance_rngs = instance_rng.spawn(len(scenario.instances))
@@ -183,10 +196,19 @@ class SimulatedPlant:
             self.pending.remove(TENANT_ASKS)
             self._place(slot, TENANT_ASKS)
 
+    @property
+    def next_tick_ps(self) -> int:
+        """When the tick ends that begins now, picoseconds."""
+        return self.cluster.now_ps + self.scenario.tick_s * PS_PER_S
+
     def advance(self) -> TickOutcome:
         """Runs one tick."""
+        self.cluster.advance(self.next_tick_ps)
+        return self.take_stock()
+
+    def take_stock(self) -> TickOutcome:
+        """What the tick brought that has just ended; to be asked once."""
         cluster, tick = self.cluster, self.scenario.tick_s
-        cluster.advance(cluster.now_ps + tick * PS_PER_S)
         done = cluster.done[self._left :]
         self._left += len(done)
         met = met_slo(cluster, done, self.limits)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..simulator.cluster import Blueprint
+from ..simulator.blueprint import Blueprint
 from ..simulator.limits import Cut, PowerLimit, RowLimits, outage
 from ..simulator.signals import PiecewiseLinear, SignalSpec, constant, random_holds, through
 from .scenario import Scenario

@@ -14,7 +14,8 @@ from rich.progress import Progress
 
 from ..envs.plant import slo_limits
 from ..envs.scenario import Scenario
-from ..simulator.cluster import Blueprint, Cluster
+from ..simulator.blueprint import Blueprint
+from ..simulator.cluster import Cluster
 from ..simulator.errors import InputError
 from ..simulator.kernels.state import ROUTER_NAMES
 from ..simulator.playback import play

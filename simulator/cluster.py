@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import simpy
 from numpy.typing import ArrayLike, NDArray
 
 from .agenda import Agenda
-from .catalog import Catalog
-from .current import CurrentEngine
-from .deployments import Deployment, deploy, stack
+from .blueprint import Blueprint
+from .drivers import CompiledDriver, make_driver
 from .errors import InputError
 from .facility import Facility
 from .faults import Faults, FaultSpec
 from .history import History
-from .kernels import cluster as kernels
-from .kernels.prefix import clear_cache
 from .kernels.state import (
     ARRAYS,
     C_ARRIVAL,
-    C_BACKOFF_PS,
     C_BOUNDED,
     C_COUPLED,
     C_DONE,
     C_EVENTS,
     C_GATEWAY_COUNT,
     C_LIMITED,
-    C_ON_FAILURE,
     C_RETRIES,
     C_ROUTER,
     C_SEED,
@@ -38,86 +34,32 @@ from .kernels.state import (
     C_SENT_TOKENS,
     C_UNIT_TOKENS,
     CLOCK,
-    EMPTY,
     EXTERNAL,
-    FAILURE_POLICIES,
     MIXED,
-    ROLE_NAMES,
     ROUND_ROBIN,
     ROUTER_NAMES,
-    SERVING,
-    SLEEPING,
     UNLIMITED,
     Engine,
-    Limits,
     Tables,
-    allocate,
 )
 from .lifecycle import Lifecycle
-from .routing import Router, advance_with
+from .reference.observer import Observer
+from .routing import Router
 from .rows import rows_of
 from .snapshot import Snapshot, copied, fingerprint, overwrite
-from .topology import ClusterSpec, Slot, lay_out
+from .start import start
 from .units import PS_PER_S, to_ps
-from .window import remaining, roll
+from .window import remaining
 from .workload.combine import concatenate
 from .workload.table import RequestTable
+
+EngineName = Literal["compiled", "reference"]
 
 CHUNK_PS = 64 * PS_PER_S
 """Longest stretch in one call of the engine: the ring of bins holds it, and inlet temperatures follow the load."""
 
 CONSTANT = {*Tables._fields, "hashes"}
 """Arrays of the engine that never change: they belong to the blueprint and the workload."""
-
-
-@dataclass(frozen=True, eq=False)
-class Blueprint:
-    """What does not change between runs of one cluster; build it once and share it.
-
-    Attributes:
-        spec: The specification.
-        slots: All slots, R of them.
-        models: Names of the models.
-        deployments: Every model on every kind of slot that can hold it.
-        index: int64 (R, models): deployment of each model on each slot, -1 if it does not fit.
-        tables: The same as the engine's arrays.
-        initial: int64 (R,): deployment at the start.
-    """
-
-    spec: ClusterSpec
-    slots: tuple[Slot, ...]
-    models: tuple[str, ...]
-    deployments: tuple[Deployment, ...]
-    index: NDArray[np.int64]
-    tables: Tables
-    initial: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, spec: ClusterSpec, catalog: Catalog | None = None) -> Blueprint:
-        """Lays the cluster out.
-
-        Raises:
-            InputError: A name is unknown, or a model does not fit its slot.
-        """
-        slots, models = lay_out(spec), spec.served_models()
-        if not models:
-            raise InputError("cluster.models", "no model is named", "Name one here or as the model of a server")
-        deployments, index = deploy(slots, models, spec.engine, catalog or Catalog.builtin())
-        initial = [
-            index[r, models.index(s.spec.model)] if s.spec.model else index[r].max() for r, s in enumerate(slots)
-        ]
-        tables = stack(deployments, spec.engine)
-        return cls(spec, slots, models, tuple(deployments), index, tables, np.array(initial, np.int64))
-
-    @property
-    def cap_max_w(self) -> NDArray[np.float64]:
-        """Highest power limit of each slot, watts (R,)."""
-        return np.array([self.deployments[d].power.cap_max_w for d in self.initial])
-
-    @property
-    def cap_min_w(self) -> NDArray[np.float64]:
-        """Lowest power limit of each slot, watts (R,)."""
-        return np.array([self.deployments[d].power.cap_min_w for d in self.initial])
 
 
 class Cluster:
@@ -130,6 +72,8 @@ class Cluster:
         expected_s: Expected length of the run, seconds.
         faults: What breaks, and when.
         facility: What sets the inlet temperatures; by default nothing but place and the servers' own heat does.
+        engine: ``compiled``, or ``reference``: SimPy, one event per iteration, to the same result.
+        observer: Is told of everything as it happens; needs the reference engine.
 
     Raises:
         InputError: The workload names a model that the cluster does not have, or a fault a place.
@@ -143,13 +87,15 @@ class Cluster:
         expected_s: int = 1024,
         faults: Sequence[FaultSpec] = (),
         facility: Facility | None = None,
+        engine: EngineName = "compiled",
+        observer: Observer | None = None,
     ) -> None:
         self.blueprint = blueprint
         self.requests = requests
         self.agenda = Agenda(simpy.Environment(initial_time=0))
         by_priority = blueprint.spec.engine.scheduling_policy == "priority"
         self._priorities = np.unique(requests.priority) if by_priority else None
-        self._current = CurrentEngine(_start(blueprint, requests, self._priorities))
+        self._current = make_driver(engine, start(blueprint, requests, self._priorities), observer)
         self._router: Router | None = None
         self._note_coupling()
         self.history = History(len(blueprint.slots), expected_s)
@@ -305,10 +251,7 @@ class Cluster:
         while self._now_ps < until_ps:
             stop = self.next_stop(until_ps)
             if stop > self._now_ps:
-                if self._router is None:
-                    kernels.advance(self.engine, stop, True)
-                else:
-                    advance_with(self, self._router, stop)
+                self._current.run(self, self._router, stop)
             self.take_stock(stop)
 
     def next_stop(self, until_ps: int) -> int:
@@ -329,7 +272,7 @@ class Cluster:
     @property
     def is_compiled(self) -> bool:
         """Whether compiled code alone runs the engine, so that it can be run together with others."""
-        return self._router is None
+        return self._router is None and isinstance(self._current, CompiledDriver)
 
     def follow_with(self, requests: RequestTable) -> NDArray[np.int64]:
         """Appends requests that arrive from now on, and forgets those that have left: for workloads without end.
@@ -354,7 +297,7 @@ class Cluster:
             raise InputError("workload", problem, "Play it whole, or set enable_prefix_caching = false")
         rows = rows_of(requests, self.blueprint.models, self._priorities, prefixes=prefixes)
         stay = remaining(self.engine)
-        self._current.engine = roll(self.engine, rows, requests.prefix_hash if prefixes else np.zeros(0, np.int64))
+        self._current.roll(rows, requests.prefix_hash if prefixes else np.zeros(0, np.int64))
         self.requests = concatenate([self.requests.take(stay), requests])
         self.__dict__.pop("fingerprint", None)  # it was that of another workload
         return stay
@@ -386,8 +329,10 @@ class Cluster:
         What a router object of the user remembers is not in it.
 
         Raises:
-            InputError: There are SimPy processes in ``world``, which cannot be saved.
+            InputError: There are SimPy processes in ``world``, or the engine is the reference: these cannot be saved.
         """
+        if not isinstance(self._current, CompiledDriver):
+            raise InputError("engine", "the reference engine cannot be saved", "Use the compiled one")
         arrays = {name: copied(getattr(self.engine, name)) for name in ARRAYS if name not in CONSTANT}
         return Snapshot(
             self.fingerprint,
@@ -431,33 +376,3 @@ class Cluster:
 
     def _update_inlets(self, power_w: NDArray[np.float64]) -> None:
         self.engine.slots["inlet_c"] = self.facility.inlet_c(self._now_ps, power_w)
-
-
-def _start(blueprint: Blueprint, requests: RequestTable, priorities: NDArray[np.int16] | None) -> Engine:
-    """The engine at time zero."""
-    spec = blueprint.spec.engine
-    prefixes = spec.enable_prefix_caching and len(requests.prefix_hash) > 0
-    if prefixes and requests.prefix_block_tokens % spec.block_size:
-        problem = f"{spec.block_size} does not divide the {requests.prefix_block_tokens} tokens under a prefix hash"
-        raise InputError("cluster.engine.block_size", problem, "Choose one that does, or enable_prefix_caching = false")
-    limits = Limits(
-        max_num_seqs=spec.max_num_seqs,
-        block_size=spec.block_size,
-        levels=1 if priorities is None else max(len(priorities), 1),
-        unit_tokens=requests.prefix_block_tokens if prefixes else 0,
-    )
-    rows = rows_of(requests, blueprint.models, priorities, prefixes=prefixes)
-    hashes = requests.prefix_hash if prefixes else np.zeros(0, np.int64)
-    engine = allocate(blueprint.tables, rows, hashes, len(blueprint.slots), limits)
-    initial = {"serving": SERVING, "sleeping": SLEEPING, "empty": EMPTY}
-    slots, cursor, gateway = engine.slots, engine.cursor, blueprint.spec.gateway
-    slots["status"] = [initial[s.spec.initial] for s in blueprint.slots]
-    slots["role"] = [ROLE_NAMES.index(s.spec.role) for s in blueprint.slots]
-    slots["deployment"] = blueprint.initial
-    slots["cap_w"] = blueprint.cap_max_w
-    cursor[C_ON_FAILURE] = FAILURE_POLICIES.index(gateway.on_failure)
-    cursor[C_RETRIES] = gateway.retries
-    cursor[C_BACKOFF_PS] = to_ps(gateway.retry_backoff_s)
-    for slot in range(len(slots)):
-        clear_cache(engine, slot)
-    return engine

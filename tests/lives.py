@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from llmcluster.simulator.cluster import Blueprint, Cluster
+from llmcluster.simulator.blueprint import Blueprint
+from llmcluster.simulator.cluster import Cluster
 from llmcluster.simulator.faults import RandomFault, ScheduledFault
 from llmcluster.simulator.kernels.state import EMPTY, SLEEPING, TENANT
 from llmcluster.simulator.topology import ClusterSpec

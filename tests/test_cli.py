@@ -317,6 +317,24 @@ def test_a_streamed_trace_fares_as_one_that_is_read_whole(call: Callable[..., An
     assert sum(one["met_slo"].to_pylist()) == streamed["requests_met_slo"]
 
 
+def test_the_reference_engine_gives_the_same_and_a_trace_for_perfetto(call: Callable[..., Any], trace: Trace) -> None:
+    common = ("simulate", "--scenario", "small", "--workload", trace(ROWS), "--json", "-")
+    code, out, err = call(*common, "--engine", "reference", "--trace", "run.json")
+    assert code == 0, err
+    reference = json.loads(out)
+    compiled = json.loads(call(*common)[1])
+    assert {**reference, "wall_s": 0} == {**compiled, "wall_s": 0}
+    events = json.loads(Path("run.json").read_text())
+    assert sum(e["name"] == "first token" for e in events) == len(ROWS)
+
+
+def test_a_trace_needs_the_reference_engine(call: Callable[..., Any]) -> None:
+    code, _, err = call("simulate", "--scenario", "small", "--trace", "run.json")
+    assert code == 2 and 'engine="reference"' in err and not left_behind()
+    code, _, err = call("simulate", "--scenario", "small", "--engine", "fast")
+    assert code == 2 and "compiled, reference" in err
+
+
 def test_a_stream_needs_a_trace_a_folder_and_a_router(call: Callable[..., Any], trace: Trace) -> None:
     code, _, err = call("simulate", "--stream")
     assert code == 2 and "--workload FILE and --out FOLDER" in err

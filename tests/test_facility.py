@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from llmcluster.simulator.cluster import Blueprint, Cluster
+from llmcluster.simulator.blueprint import Blueprint
+from llmcluster.simulator.cluster import Cluster
 from llmcluster.simulator.facility import AIR_J_PER_M3_K, Facility
 from llmcluster.simulator.kernels.state import SERVING
 from llmcluster.simulator.limits import outage

@@ -15,7 +15,8 @@ import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmcluster.simulator.cluster import Blueprint, Cluster
+from llmcluster.simulator.blueprint import Blueprint
+from llmcluster.simulator.cluster import Cluster
 from llmcluster.simulator.errors import InputError
 from llmcluster.simulator.faults import ScheduledFault
 from llmcluster.simulator.kernels.state import BIN, FINISHED, REQUEST

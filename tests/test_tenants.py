@@ -15,7 +15,8 @@ from llmcluster import LLMClusterEnv
 from llmcluster.agents.base import Task, View
 from llmcluster.agents.static import first_fit
 from llmcluster.envs.telemetry import NOBODY_ASKS, TENANT_ASKS
-from llmcluster.simulator.cluster import Blueprint, Cluster
+from llmcluster.simulator.blueprint import Blueprint
+from llmcluster.simulator.cluster import Cluster
 from llmcluster.simulator.errors import InputError
 from llmcluster.simulator.kernels.state import EMPTY, SERVING, SLEEPING, TENANT
 from llmcluster.simulator.lifecycle import Target

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmcluster.simulator.cluster import Blueprint, Cluster
+from llmcluster.simulator.blueprint import Blueprint
+from llmcluster.simulator.cluster import Cluster
 from llmcluster.simulator.errors import InputError
 from llmcluster.simulator.kernels.state import ARRAYS, C_NOW
 from llmcluster.simulator.lifecycle import Target

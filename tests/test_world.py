@@ -14,7 +14,7 @@ from llmcluster.agents.static import UniformCap
 from llmcluster.envs.features import Feature
 from llmcluster.envs.telemetry import LEAD_TIMES_S
 from llmcluster.envs.world import World, draw_world
-from llmcluster.simulator.cluster import Blueprint
+from llmcluster.simulator.blueprint import Blueprint
 from llmcluster.simulator.snapshot import Snapshot
 
 Tiny = Callable[..., dict[str, Any]]
