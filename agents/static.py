@@ -115,12 +115,20 @@ class LeastOutstanding(Constant):
 
 
 class UniformCap(Constant):
-    """All slots on, all capped alike so that the lowest budget there ever is holds: safe whatever happens."""
+    """All slots on, all capped alike so that the lowest limits there ever are hold: safe whatever happens."""
 
     def __init__(self, task: Task) -> None:
+        row = np.array([slot.row for slot in task.blueprint.slots])
         chosen = np.ones(len(task.fleet), bool)
-        budget_w = task.scenario.lowest_budget * float(task.fleet.cap_max_w.sum())
-        super().__init__(task, only(task, chosen, highest_level(task, chosen, budget_w), "least-outstanding"))
+        levels = [highest_level(task, chosen, _watts(task, chosen, task.scenario.lowest_limit()))]
+        for i in range(len(task.scenario.cluster.rows)):
+            levels.append(highest_level(task, row == i, _watts(task, row == i, task.scenario.lowest_limit(i))))
+        super().__init__(task, only(task, chosen, min(levels), "least-outstanding"))
+
+
+def _watts(task: Task, slots: NDArray[np.bool_], share: float) -> float:
+    """A share of the TDPs of some slots."""
+    return share * float(task.fleet.cap_max_w[slots].sum())
 
 
 class Random(Heuristic):

@@ -176,7 +176,8 @@ def _draw_power(axes: Axes, fleet: Fleet, plant: SimulatedPlant) -> None:
     axes.plot(np.arange(-len(power_kw), 0), power_kw, color=BLUE, linewidth=1.2, label="power")
     past, ahead = np.arange(-min(now_s, WINDOW_S), 1), np.arange(LEAD_TIMES_S[-1] + 1)
     axes.plot(past, plant.budget.at(now_s + past) / 1000, color=RED, linewidth=1.6, label="budget")
-    axes.plot(ahead, plant.budget.at(now_s + ahead) / 1000, color=RED, linewidth=1.6, linestyle=":", label="announced")
+    announced_kw = plant.budget.foreseen(now_s, ahead) / 1000
+    axes.plot(ahead, announced_kw, color=RED, linewidth=1.6, linestyle=":", label="announced")
     axes.set_ylim(0, 1.08 * fleet.cap_max_w.sum() / 1000)
     _style(axes, "GPU power, kW")
 

@@ -105,11 +105,12 @@ class Scenario(Spec):
                 raise ValueError(f"{where}: nothing can fail where a row has no {what}; give it one")
         return self
 
-    @property
-    def lowest_budget(self) -> float:
-        """The lowest budget there may be, as a share of the sum of all TDPs."""
-        cuts = (1 - e.severity for e in self.events if e.kind != "cooling-failure" and e.row is None)
-        return self.budget.lowest * math.prod(cuts)
+    def lowest_limit(self, row: int | None = None) -> float:
+        """The lowest power limit there may be of the site, or of a row, as a share of the TDPs there."""
+        planned = self.budget.lowest if row is None else self.cluster.rows[row].power_limit_share or 1.0
+        places = (None,) if row is None else (row, "random")
+        cuts = (1 - e.severity for e in self.events if e.kind != "cooling-failure" and e.row in places)
+        return planned * math.prod(cuts)
 
     @property
     def ticks(self) -> int:

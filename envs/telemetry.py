@@ -72,7 +72,7 @@ class Telemetry:
         budget_w: Power budget now and as announced for 30 s and 60 s ahead, watts (3,).
         pending_instances: Instances and tenants waiting for a slot.
         pending_model: Model of the first of them, NOBODY_ASKS or TENANT_ASKS.
-        inlet_c: Inlet temperature, °C (R,); where the scenario has weather or limited airflow.
+        inlet_c: Inlet temperature, °C (R,).
         row_headroom_w: What the row of each slot may draw more than now: now and, as far as it is known, 30 s and 60 s
             ahead, watts (3, R); where rows have limits.
         outside_c: Outside temperature now and as forecast, °C (3,); where it matters.

@@ -141,7 +141,6 @@ def _scenarios() -> list[str]:
 def _lesson(description: str) -> str:
     """What a description says that the scenario teaches; all of it where it does not say."""
     _, teaches, lesson = description.partition("t teaches ")
-    lesson = lesson.removeprefix("to ")
     return lesson[:1].upper() + lesson[1:] if teaches else description
 
 

@@ -213,7 +213,7 @@ def test_bad_traces_are_refused_and_nothing_is_written(call: Callable[..., Any],
 BAD_CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "missing trace": (("--workload", "gone.csv"), ("gone.csv", "no such file", "Check the path")),
     "folder as trace": (("--workload", "."), ("is a folder", "Give a file")),
-    "unknown scenario": (("--scenario", "defualt"), ("'defualt'", "default, placement, small")),
+    "unknown scenario": (("--scenario", "defualt"), ("'defualt'", "azure-chat, azure-code")),
     "missing scenario": (("--scenario", "gone.toml"), ("gone.toml", "cannot be read", "Check the path")),
     "unknown option": (("--scenarios", "default"), ("--scenarios", "llmcluster --help")),
     "negative seed": (("--seed", "-1"), ("'--seed'", "greater than or equal to 0")),

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from llmcluster import InputError, LLMClusterEnv, load_scenario
-from llmcluster.agents.base import View
+from llmcluster.agents.base import Task, View
+from llmcluster.agents.static import UniformCap
 from llmcluster.envs.features import Feature
 from llmcluster.envs.telemetry import LEAD_TIMES_S
 from llmcluster.envs.world import World, draw_world
@@ -318,11 +319,22 @@ def test_bad_input_names_the_field_and_the_remedy(tiny: Tiny, sections: dict[str
         assert part in str(caught.value)
 
 
-def test_the_lowest_budget_counts_schedule_and_events(tiny: Tiny) -> None:
+def test_the_lowest_limits_count_schedule_and_events(tiny: Tiny) -> None:
     schedule = {"schedule": [[0, 0.9], [10, 0.6]]}
     cuts = [event(), event(kind="demand-response", severity=0.5)]
-    assert load_scenario(tiny(budget={"levels": [1.0, 0.7]})).lowest_budget == 0.7
-    assert load_scenario(tiny(budget=schedule)).lowest_budget == 0.6
-    assert load_scenario(tiny(budget=schedule, events=cuts)).lowest_budget == pytest.approx(0.6 * 0.75 * 0.5)
-    row = event(row=0)
-    assert load_scenario(two_rows(tiny, {"power_limit_share": 1.0}, {}, events=[row])).lowest_budget == 1.0
+    assert load_scenario(tiny(budget={"levels": [1.0, 0.7]})).lowest_limit() == 0.7
+    assert load_scenario(tiny(budget=schedule)).lowest_limit() == 0.6
+    assert load_scenario(tiny(budget=schedule, events=cuts)).lowest_limit() == pytest.approx(0.6 * 0.75 * 0.5)
+    hits = [event(row=0), event(row="random", severity=0.5)]
+    rows = load_scenario(two_rows(tiny, {"power_limit_share": 0.8}, {"power_limit_share": 1.0}, events=hits))
+    assert [rows.lowest_limit(row) for row in (None, 0, 1)] == pytest.approx([1.0, 0.8 * 0.75 * 0.5, 0.5])
+    assert load_scenario(two_rows(tiny, {}, {})).lowest_limit(1) == 1.0
+
+
+def test_a_uniform_cap_holds_every_limit(tiny: Tiny) -> None:
+    content = two_rows(tiny, {}, {"power_limit_share": 0.8}, events=[event(severity=0.5)])
+    by_site, by_row = (
+        UniformCap(Task.of(LLMClusterEnv(one))).action.cap_w.tolist() for one in (content, {**content, "events": []})
+    )
+    assert by_site == [325, 175], "500 of 550 W; the next level would draw 700 W"
+    assert by_row == [450, 250], "250 of 320 W; the next level would draw 325 W"
