@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
 
 from llmcluster.simulator.cluster import Blueprint, Cluster
 from llmcluster.simulator.errors import InputError
+from llmcluster.simulator.kernels.prefix import home
 from llmcluster.simulator.kernels.state import C_DONE, C_SENT, C_SENT_TOKENS, FINISHED, REJECTED, TIMED_OUT
 from llmcluster.simulator.reference.engine import ReferenceEngine
 from llmcluster.simulator.topology import ClusterSpec
@@ -291,6 +293,51 @@ def test_blocks_that_others_hold_are_shared(make: Factory) -> None:
     assert ms(engine, 1) == (18, 42, 42)
     # Alone again, it reads 6 and 7: 21, 22.
     assert ms(engine, 0) == (0, 18, 85)
+
+
+@pytest.mark.parametrize(("watermark", "admitted"), [(1, 118), (2, 133)])
+def test_a_hit_leaves_the_watermark_free_as_well(make: Factory, watermark: int, admitted: int) -> None:
+    machine = replace(FLAT, block_size=2, kv_blocks=6, watermark=watermark)
+    calls = [call(0, 4, 1, hashes=(1, 2)), call(100, 4, 2), call(105, 4, 1, hashes=(1, 9))]
+    engine = served(make, machine, *calls, unit_tokens=2)
+    # At 118 the second has 3 of the 6 blocks. The third needs one of the free ones for its hit and another; it waits
+    # for the second to finish at 133 if 2 are to be left.
+    assert ms(engine, 2)[0] == admitted
+
+
+def test_a_cache_that_was_cleared_knows_nothing(make: Factory) -> None:
+    engine = build(PAGED, [call(100 * i, 6, 1, hashes=(1, 2, 3)) for i in range(3)], unit_tokens=2)
+    driver = make(engine)
+    driver.advance(150 * MS)
+    driver.clear(0)
+    driver.advance(END)
+    # The second finds 2 units and takes 19, the third does not.
+    assert [ms(engine, row)[2] for row in range(3)] == [22, 119, 222]
+
+
+def test_the_cache_finds_what_lay_behind_an_evicted_unit_in_the_hash_table(make: Factory) -> None:
+    machine = replace(PAGED, kv_blocks=6)
+    empty = build(machine, [], unit_tokens=2)
+    first = home(empty, 1)
+    also = next(key for key in count(2) if home(empty, key) == first)
+    beside = next(key for key in count(2) if home(empty, key) == (first + 1) % empty.table.shape[1])
+    hashes = [(1,), (also,), (beside,), (), (also,), (beside,)]
+    calls = [call(100 * i, 3, 1, hashes=h) for i, h in enumerate(hashes)]
+    engine = served(make, machine, *calls, unit_tokens=2)
+    # Each takes 2 blocks, and the fourth evicts the unit of the first. A hit leaves 1 token that reads 2: 10 + 7; else
+    # it is 10 + max(6, 5).
+    assert [ms(engine, row)[2] - 100 * row for row in range(6)] == [16, 16, 16, 16, 17, 17]
+
+
+def test_who_waits_with_a_hit_needs_less_when_that_is_evicted(make: Factory) -> None:
+    machine = replace(FLAT, block_size=2, kv_blocks=10, max_num_seqs=2, max_batched_tokens=4)
+    calls = [call(0, 12, 1, hashes=(1, 2, 3)), call(60, 2, 1), call(100, 4, 8), call(110, 15, 1, hashes=(1, 2, 3))]
+    engine = served(make, machine, *calls, unit_tokens=4)
+    # At 118 the third has 3 blocks, and free are units 3, 2 and 1, of 2 blocks each, and the one of the second. The
+    # last one could use all units and compute 3 tokens beside a decode: 8 blocks, but 7 are free. At 148 the third
+    # takes a block of unit 3, with which the other one loses its hash. Now 2 units and 3 tokens make 6 blocks, and so
+    # many are free.
+    assert ms(engine, 3)[0] == 148
 
 
 # ------------------------------------------------------------------------------------------- of one of the engines only
