@@ -114,6 +114,15 @@ def test_patience_ends_in_the_queue_of_a_slot(make: Factory, retries: int) -> No
     assert engine.slots["outstanding"][0] == 0
 
 
+def test_a_closed_loop_client_that_tries_again_counts_from_its_first_arrival(make: Factory) -> None:
+    calls = [call(0, 4, 1, follower=1), call(0, 4, 1, timeout_ms=20, think_ps=7 * MS), call(1, 4, 3)]
+    engine = build(replace(FLAT, max_num_seqs=1), calls, Policy(retries=1, backoff_ps=30 * MS))
+    make(engine).advance(END)
+    # 18, then 7 of thought; the third has the slot from 18 to 66, which is too long; 30 later it is sent again.
+    assert ms(engine, 1) == (96, 114, 114)
+    assert (engine.requests["arrival_ps"][1], engine.requests["sent_ps"][1]) == (25 * MS, 96 * MS)
+
+
 def test_a_closed_loop_client_answers_after_its_think_time(make: Factory) -> None:
     calls = [call(0, 4, 1, follower=1), call(5, 2, 1, think_ps=7 * MS, follower=2), call(90, 2, 1, think_ps=0)]
     engine = build(PLAIN, calls)

@@ -15,10 +15,12 @@ from llmcluster.simulator.errors import InputError
 from llmcluster.simulator.kernels.state import (
     AT_GATEWAY,
     C_GATEWAY_COUNT,
+    DECODE,
     EMPTY,
     EXTERNAL,
     LEAST_OUTSTANDING,
     POWER_OF_TWO,
+    PREFILL,
     PREFIX_AFFINITY,
     REJECTED,
     ROUND_ROBIN,
@@ -125,6 +127,15 @@ def test_prefix_affinity_prefers_the_longer_prefix(make: Factory) -> None:
     # The first could only go to slot 0, the second only to slot 1. Both slots know unit 1; 3 is on slot 1, 2 on slot 0.
     # A unit counts only if all before it do: the last one finds nothing, and goes to the first of equals.
     assert engine.requests["slot"].tolist() == [0, 1, 1, 0, 0]
+
+
+def test_prefix_affinity_looks_into_no_cache_for_a_prompt_that_is_sent_on(make: Factory) -> None:
+    calls = [call(0, 4, 30, hashes=(1, 2)), call(100, 4, 2, hashes=(1, 2))]
+    policy, roles = Policy(router=PREFIX_AFFINITY), [PREFILL, DECODE, DECODE]
+    engine = build(replace(PLAIN, block_size=2), calls, policy, slots=[0, 0, 0], unit_tokens=2, role=roles)
+    make(engine).advance(END)
+    # The first slot to decode knows the prompt and might have a second request, but the other has none.
+    assert engine.requests["slot"].tolist() == [1, 2]
 
 
 def test_a_finish_at_the_very_instant_of_an_arrival_counts_for_its_route(make: Factory) -> None:
