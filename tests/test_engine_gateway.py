@@ -26,7 +26,7 @@ from llmcluster.simulator.kernels.state import (
     TIMED_OUT,
 )
 from llmcluster.tests.by_hand import END, FLAT, MS, PLAIN, W_MS, J, call, ms
-from llmcluster.tests.machine import Factory, Policy, build, note_coupling
+from llmcluster.tests.machine import Factory, Machine, Policy, build, note_coupling
 
 # -------------------------------------------------------------------------------------------------------------- holding
 
@@ -167,6 +167,18 @@ def test_failure(make: Factory, policy: int, statuses: list[int], times: dict[in
     assert engine.bins["energy"][0, 0] == (4550 + 3300) * W_MS
     # The iteration that was lost yields no tokens: slot 0 has given one, slot 1 all those of the requests that finish.
     assert engine.bins["output_tokens"][0].tolist() == [1, 3 * statuses.count(FINISHED)]
+
+
+def test_an_iteration_that_is_lost_after_the_edge_of_a_second(make: Factory) -> None:
+    engine = build(Machine(800 * MS, 0, 0), [call(0, 1, 3)], Policy(on_failure=FAIL))
+    driver = make(engine)
+    driver.advance(1300 * MS)
+    engine.slots["status"] = FAILED
+    driver.evict(0)
+    driver.advance(2 * END)
+    # 150 W up to the failure, of which the first second has had its part already.
+    assert engine.bins["energy"][:2, 0].tolist() == [150 * J, 45 * J]
+    assert engine.bins["output_tokens"][:2, 0].tolist() == [1, 0]
 
 
 def test_a_failed_slot_serves_again_once_it_is_repaired(make: Factory) -> None:
