@@ -43,6 +43,16 @@ def test_a_limit_holds_requests_at_the_gateway(make: Factory) -> None:
     assert rows["finish_ps"].tolist() == [59 * MS, 74 * MS + 1, 89 * MS + 2]
 
 
+def test_room_is_used_a_picosecond_later_even_if_a_request_arrives_as_it_comes(make: Factory) -> None:
+    machines = [FLAT, replace(FLAT, model=1)]
+    calls = [call(0, 4, 3, model=0), call(0, 4, 9, model=0), call(1, 4, 1, model=0), call(56, 4, 1, model=1)]
+    engine = build(machines, calls, limit=2)
+    make(engine).advance(END)
+    # 26 for both prompts, two decodes of 15: the first finishes as the fourth arrives elsewhere. A picosecond later the
+    # third is sent, while the second decodes on until 71.
+    assert engine.requests["admit_ps"].tolist() == [0, 0, 71 * MS, 56 * MS]
+
+
 def test_a_limit_that_is_raised_lets_held_requests_in_at_once(make: Factory) -> None:
     engine = build(PLAIN, [call(0, 4, 3), call(1, 2, 1)], limit=1)
     driver = make(engine)
@@ -82,6 +92,13 @@ def test_patience_ends_at_the_gateway(make: Factory, retries: int, sendings: int
     assert (row["status"], row["finish_ps"], row["attempts"]) == (TIMED_OUT, end_ps, retries)
     assert engine.cursor[C_SENT] == sendings and row["sent_ps"] == end_ps - 20 * MS - 1
     assert engine.cursor[C_GATEWAY_COUNT] == 0
+
+
+def test_each_held_client_gives_up_in_its_own_time(make: Factory) -> None:
+    calls = [replace(call(0, 4, 1, timeout_ms=20), arrival_ps=i) for i in range(3)]
+    engine = build(PLAIN, calls, status=EMPTY)
+    make(engine).advance(END)
+    assert (engine.requests["finish_ps"] - 20 * MS).tolist() == [1, 2, 3]
 
 
 def test_a_held_client_gives_up_and_comes_again_to_the_end_of_the_line(make: Factory) -> None:
