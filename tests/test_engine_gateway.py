@@ -27,6 +27,7 @@ from llmcluster.simulator.kernels.state import (
 )
 from llmcluster.tests.by_hand import END, FLAT, MS, PLAIN, W_MS, J, call, ms
 from llmcluster.tests.machine import Factory, Machine, Policy, build, note_coupling
+from llmcluster.tests.strategies import ROUTERS
 
 # -------------------------------------------------------------------------------------------------------------- holding
 
@@ -41,6 +42,13 @@ def test_a_limit_holds_requests_at_the_gateway(make: Factory) -> None:
     rows = engine.requests
     assert rows["admit_ps"].tolist() == [0, 59 * MS + 1, 74 * MS + 2]
     assert rows["finish_ps"].tolist() == [59 * MS, 74 * MS + 1, 89 * MS + 2]
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_who_arrives_as_room_comes_has_it_at_once(make: Factory, router: int) -> None:
+    engine = build(FLAT, [call(0, 4, 1), call(18, 4, 1)], Policy(router=router), limit=1)
+    make(engine).advance(END)
+    assert engine.requests["admit_ps"].tolist() == [0, 18 * MS]
 
 
 def test_room_is_used_a_picosecond_later_even_if_a_request_arrives_as_it_comes(make: Factory) -> None:
@@ -131,6 +139,13 @@ def test_patience_ends_in_the_queue_of_a_slot(make: Factory, retries: int) -> No
     assert engine.slots["outstanding"][0] == 0
 
 
+def test_arrivals_come_before_answers_of_the_same_instant(make: Factory) -> None:
+    calls = [call(0, 4, 1, follower=1), call(0, 4, 1, think_ps=7 * MS), call(25, 4, 1)]
+    engine = build(replace(FLAT, max_num_seqs=1), calls)
+    make(engine).advance(END)
+    assert [ms(engine, row)[0] for row in range(3)] == [0, 43, 25]
+
+
 def test_a_closed_loop_client_that_tries_again_counts_from_its_first_arrival(make: Factory) -> None:
     calls = [call(0, 4, 1, follower=1), call(0, 4, 1, timeout_ms=20, think_ps=7 * MS), call(1, 4, 3)]
     engine = build(replace(FLAT, max_num_seqs=1), calls, Policy(retries=1, backoff_ps=30 * MS))
@@ -196,6 +211,22 @@ def test_an_iteration_that_is_lost_after_the_edge_of_a_second(make: Factory) -> 
     # 150 W up to the failure, of which the first second has had its part already.
     assert engine.bins["energy"][:2, 0].tolist() == [150 * J, 45 * J]
     assert engine.bins["output_tokens"][:2, 0].tolist() == [1, 0]
+
+
+def test_a_failed_request_caches_its_prefix_when_it_is_computed_again(make: Factory) -> None:
+    calls = [call(start, 6, 1, hashes=(1, 2, 3)) for start in (0, 300)]
+    engine = build(replace(PLAIN, block_size=2), calls, unit_tokens=2)
+    driver = make(engine)
+    driver.advance(10 * MS)
+    engine.slots["status"] = FAILED
+    driver.evict(0)
+    driver.advance(50 * MS)
+    driver.clear(0)
+    engine.slots["status"] = SERVING
+    driver.advance(END)
+    # 10 + max(12, 5); then 2 tokens that read 4.
+    assert [ms(engine, row)[2] for row in range(2)] == [72, 319]
+    assert engine.slots["free_blocks"][0] == PLAIN.kv_blocks
 
 
 def test_a_failed_slot_serves_again_once_it_is_repaired(make: Factory) -> None:
