@@ -55,8 +55,8 @@ from .workload.table import RequestTable
 
 EngineName = Literal["compiled", "reference"]
 
-CHUNK_PS = 64 * PS_PER_S
-"""Longest stretch in one call of the engine: the ring of bins holds it, and inlet temperatures follow the load."""
+INLETS_PS = 60 * PS_PER_S
+"""Inlet temperatures follow the mean load of each minute, whatever the tick; the ring of bins holds as much."""
 
 CONSTANT = {*Tables._fields, "hashes"}
 """Arrays of the engine that never change: they belong to the blueprint and the workload."""
@@ -112,7 +112,7 @@ class Cluster:
         )
         self.facility = facility or Facility(blueprint.spec, blueprint.slots)
         self.faults = Faults(faults, blueprint.slots, self.agenda, self.lifecycle, fault_rng)
-        self._now_ps = 0
+        self._now_ps, self._changed = 0, True
         self._update_inlets(np.zeros(len(blueprint.slots)))
 
     @property
@@ -132,7 +132,7 @@ class Cluster:
 
     @property
     def done(self) -> NDArray[np.int64]:
-        """Rows of the requests that have left (finished, rejected or timed out), in the order of leaving."""
+        """Rows of the requests that have left for good, in the order in which the engine came upon it."""
         return self.engine.done[: self.engine.cursor[C_DONE]]
 
     @property
@@ -181,6 +181,7 @@ class Cluster:
                 "weight", f"{weights.tolist()} has a negative weight or none", "Give weights of at least 0"
             )
         self.engine.slots["route_weight"] = weights
+        self._changed = True
         if router is not None:
             self._router = None if isinstance(router, str) else router
             name = router if isinstance(router, str) else ROUTER_NAMES[EXTERNAL]
@@ -194,6 +195,7 @@ class Cluster:
         """Sets how many requests each slot has in flight at most (R,); 0 or less lifts the limit."""
         limits = np.broadcast_to(np.asarray(in_flight, np.int64), self.engine.slots.shape)
         self.engine.slots["limit"] = np.where(limits > 0, limits, UNLIMITED)
+        self._changed = True
         self._note_coupling()
 
     def _note_coupling(self) -> None:
@@ -251,21 +253,26 @@ class Cluster:
         while self._now_ps < until_ps:
             stop = self.next_stop(until_ps)
             if stop > self._now_ps:
-                self._current.run(self, self._router, stop)
+                self._current.run(self, self._router, stop, self.take_changes())
             self.take_stock(stop)
 
     def next_stop(self, until_ps: int) -> int:
         """Time to which the engine alone can go on the way to ``until_ps``."""
         due = self.world.peek()
-        return int(min(until_ps, max(due, self._now_ps), self._now_ps + CHUNK_PS))
+        return int(min(until_ps, max(due, self._now_ps), (self._now_ps // INLETS_PS + 1) * INLETS_PS))
+
+    def take_changes(self) -> bool:
+        """Whether control has changed anything since the engine was last run; asked once, before it is."""
+        changed, self._changed = self._changed, False
+        return changed
 
     def take_stock(self, now_ps: int) -> None:
         """Records what the engine has done up to ``now_ps`` and lets SimPy do what is due."""
         if now_ps > self._now_ps:
             self._now_ps = now_ps
             self.history.take(self.engine.bins, now_ps // PS_PER_S, self.engine.slots["status"])
-            if len(self.history):
-                self._update_inlets(self.history.column("energy_j", 1)[0])
+            if now_ps % INLETS_PS == 0:
+                self._update_inlets(self.history.column("energy_j", INLETS_PS // PS_PER_S).mean(axis=0))
         if self.world.peek() <= now_ps:
             self._enter_simpy(now_ps)
 
@@ -289,7 +296,7 @@ class Cluster:
             InputError: They arrive too early, wait for others, or name what the cluster does not have.
         """
         early = len(requests) > 0 and requests.arrival_ps[0] < max(self._now_ps, *self.requests.arrival_ps[-1:])
-        if early or (requests.think_ps >= 0).any():
+        if early or any((table.think_ps >= 0).any() for table in (self.requests, requests)):
             raise InputError("workload", "goes back in time or is a closed loop", "Give open-loop requests in order")
         prefixes = self.engine.cursor[C_UNIT_TOKENS] > 0
         if len(requests.prefix_hash) and self.blueprint.spec.engine.enable_prefix_caching and not prefixes:
@@ -338,6 +345,7 @@ class Cluster:
             self.fingerprint,
             {
                 "now_ps": self._now_ps,
+                "changed": self._changed,
                 "agenda": self.agenda.save_state(),
                 "engine": arrays,
                 "history": self.history.save_state(),
@@ -359,7 +367,7 @@ class Cluster:
         if external and self._router is None:
             raise InputError("snapshot", "was taken under a router object", "Hand it to cluster.route() before")
         self.agenda.restore_state(state["agenda"])
-        self._now_ps = state["now_ps"]
+        self._now_ps, self._changed = state["now_ps"], state["changed"]
         self._router = self._router if external else None
         for name, array in state["engine"].items():
             overwrite(getattr(self.engine, name), array)
@@ -369,6 +377,7 @@ class Cluster:
         self.facility.restore_state(state["facility"])
 
     def _enter_simpy(self, now_ps: int) -> None:
+        self._changed = True
         if now_ps > self.world.now:
             self.world.run(until=now_ps)
         while self.world.peek() <= now_ps:

@@ -31,8 +31,15 @@ class Driver(Protocol):
 
     engine: Engine
 
-    def run(self, cluster: Cluster, router: Router | None, until_ps: int) -> None:
-        """Runs to ``until_ps``, after control; ``router`` is asked for every request where there is one."""
+    def run(self, cluster: Cluster, router: Router | None, until_ps: int, changed: bool) -> None:
+        """Runs to ``until_ps``.
+
+        Args:
+            cluster: The cluster, for the router to see.
+            router: Is asked for every request, where there is one.
+            until_ps: Picoseconds.
+            changed: Whether control has changed something, so that the gateway is served first.
+        """
 
     def clear_cache(self, slot: int) -> None:
         """Empties the KV cache of a slot, for its deployment of this time."""
@@ -56,12 +63,12 @@ class CompiledDriver:
         for slot in range(len(engine.slots)):
             clear_cache(engine, slot)
 
-    def run(self, cluster: Cluster, router: Router | None, until_ps: int) -> None:
+    def run(self, cluster: Cluster, router: Router | None, until_ps: int, changed: bool) -> None:
         """See :class:`Driver`."""
         if router is None:
-            kernels.advance(self.engine, until_ps, True)
+            kernels.advance(self.engine, until_ps, changed)
         else:
-            advance_with(cluster, router, until_ps)
+            advance_with(cluster, router, until_ps, changed)
 
     def clear_cache(self, slot: int) -> None:
         """See :class:`Driver`."""
@@ -88,11 +95,11 @@ class ReferenceDriver:
         self.engine = engine
         self._reference = ReferenceEngine(engine, observer)
 
-    def run(self, cluster: Cluster, router: Router | None, until_ps: int) -> None:
+    def run(self, cluster: Cluster, router: Router | None, until_ps: int, changed: bool) -> None:
         """See :class:`Driver`."""
         if router is not None:
             self._reference.router = lambda request, candidates: router(cluster, request, candidates)
-        self._reference.advance(until_ps)
+        self._reference.advance(until_ps, changed)
         self._reference.router = None
 
     def clear_cache(self, slot: int) -> None:
@@ -119,5 +126,5 @@ def make_driver(name: str, engine: Engine, observer: Observer | None) -> Driver:
     if name == "reference":
         return ReferenceDriver(engine, observer)
     if observer is not None:
-        raise InputError("observer", "the compiled engine cannot be observed", 'Use engine="reference"')
+        raise InputError("engine", "the compiled one cannot be watched", 'Use engine="reference" (--engine reference)')
     return CompiledDriver(engine)

@@ -32,26 +32,23 @@ class Router(Protocol):
         """
 
 
-def advance_with(cluster: Cluster, choose: Router, until_ps: int) -> None:
+def advance_with(cluster: Cluster, choose: Router, until_ps: int, changed: bool) -> None:
     """Runs the engine of ``cluster`` to ``until_ps`` and asks ``choose`` wherever a request wants a slot.
 
     Raises:
         InputError: The router chose something else than a candidate.
     """
     engine = cluster.engine
-    asked = int(kernels.advance(engine, until_ps, True))
+    asked = int(kernels.advance(engine, until_ps, changed))
     while asked != kernels.REACHED:
         now = int(engine.cursor[C_NOW])
         if asked == kernels.GATEWAY:
             engine.cursor[C_GATEWAY_DUE] = FOREVER
             gateway.expire(engine, now)
-            before = -1
             for request in list(_held(engine)):
                 slot = _ask(cluster, choose, request)
-                if slot == HOLD:
-                    before = request
-                else:
-                    gateway.unhold(engine, before, request)
+                if slot != HOLD:
+                    gateway.unhold(engine, request)
                     gateway.send(engine, slot, request, now)
         else:
             slot = _ask(cluster, choose, asked)

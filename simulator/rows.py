@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
-from .kernels.state import REQUEST, Records
+from .kernels.state import FOREVER, REQUEST, Records
 from .workload.table import ANY_MODEL, RequestTable
 
 
@@ -35,12 +35,12 @@ def rows_of(
         raise InputError("workload", problem, f"Use one of {', '.join(models)}")
     numbers = np.array([models.index(m) for m in requests.models] + [ANY_MODEL])
     rows = np.zeros(len(requests), REQUEST)
-    for name in ("slot", "admit_ps", "first_token_ps", "finish_ps", "link"):
+    for name in ("slot", "admit_ps", "first_token_ps", "finish_ps", "link", "back"):
         rows[name] = -1
     rows["arrival_ps"] = rows["sent_ps"] = requests.arrival_ps
     rows["prompt"] = requests.prompt_tokens
     rows["output"] = requests.output_tokens
-    rows["timeout_ps"] = requests.timeout_ps
+    rows["timeout_ps"] = np.minimum(requests.timeout_ps, FOREVER // 2)  # patience without end, added to any time
     rows["model"] = numbers[requests.model]
     rows["follower"], rows["think_ps"] = _followers(requests)
     if priorities is not None:

@@ -23,10 +23,13 @@ def advance_together(clusters: Sequence[Cluster], until_ps: Sequence[int]) -> No
     under_way = [(c, until) for c, until in zip(clusters, until_ps, strict=True) if c.now_ps < until]
     while under_way:
         stops = [cluster.next_stop(until) for cluster, until in under_way]
-        moving = [(c.engine.address, stop) for (c, _), stop in zip(under_way, stops, strict=True) if stop > c.now_ps]
+        moving = [
+            (c.engine.address, stop, c.take_changes())
+            for (c, _), stop in zip(under_way, stops, strict=True)
+            if stop > c.now_ps
+        ]
         if moving:
-            addresses, times = np.array(moving, np.int64).T.copy()
-            advance_all(addresses, times)
+            advance_all(*np.array(moving, np.int64).T.copy())
         for (cluster, _), stop in zip(under_way, stops, strict=True):
             cluster.take_stock(stop)
         under_way = [(cluster, until) for cluster, until in under_way if cluster.now_ps < until]

@@ -122,7 +122,9 @@ class GatewaySpec(_Spec):
         description="Requests of a slot that fails: they fail; those that streamed nothing go elsewhere; or all do.",
     )
     retries: int = Field(default=0, ge=0, le=16, description="How often a client that timed out sends again.")
-    retry_backoff_s: float = Field(default=1.0, ge=0, description="Pause before the first retry; doubles each time.")
+    retry_backoff_s: float = Field(
+        default=1.0, ge=0, le=60, description="Pause before the first retry; doubles each time."
+    )
 
 
 class ClusterSpec(_Spec):

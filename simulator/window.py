@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .kernels.state import (
+    C_ALARMS,
     C_ARRIVAL,
     C_DONE,
     C_GATEWAY_HEAD,
@@ -47,7 +48,8 @@ def roll(engine: Engine, rows: Records, hashes: I64) -> Engine:
     place = np.full(len(engine.requests) + 1, -1, np.int64)  # the last one stands for none
     place[stay] = np.arange(len(stay))
     old = engine.requests[stay]
-    old["link"] = place[old["link"]]
+    for name in ("link", "back"):
+        old[name] = place[old[name]]
     pieces = [np.arange(first, first + units) for first, units in zip(old["prefix"], old["units"], strict=True)]
     kept = np.concatenate([*pieces, np.zeros(0, np.int64)]).astype(np.int64)
     old["prefix"] = np.cumsum(old["units"]) - old["units"]
@@ -59,18 +61,42 @@ def roll(engine: Engine, rows: Records, hashes: I64) -> Engine:
     _renumber(engine, place)
     engine.cursor[C_ARRIVAL] = pending
     engine.cursor[C_DONE] = 0
-    timers = int(engine.cursor[C_TIMERS])
-    timer_ps, timer_item = np.full(len(requests), FOREVER), np.full(len(requests), -1, np.int64)
-    timer_ps[:timers] = engine.timer_ps[:timers]
-    timer_item[:timers] = place[engine.timer_item[:timers]]
+    _drop_alarms(engine)
+    timer_ps, timer_item = _moved(
+        engine.timer_ps, engine.timer_item, int(engine.cursor[C_TIMERS]), place, len(requests)
+    )
+    alarm_ps, alarm_item = _moved(
+        engine.alarm_ps, engine.alarm_item, int(engine.cursor[C_ALARMS]), place, len(requests)
+    )
     return engine.having(
         requests=requests,
         done=np.full(len(requests), -1, np.int64),
         timer_ps=timer_ps,
         timer_item=timer_item,
+        alarm_ps=alarm_ps,
+        alarm_item=alarm_item,
         hashes=np.concatenate([engine.hashes[kept], hashes]),
         held=np.concatenate([engine.held[kept], np.full(len(hashes), -1, np.int64)]),
     )
+
+
+def _drop_alarms(engine: Engine) -> None:
+    """Alarms of requests that have left would have no row; the others keep their order, which makes a heap."""
+    alarms = int(engine.cursor[C_ALARMS])
+    live = ~np.isin(engine.requests["status"][engine.alarm_item[:alarms]], GONE)
+    pairs = sorted(zip(engine.alarm_ps[:alarms][live].tolist(), engine.alarm_item[:alarms][live].tolist(), strict=True))
+    engine.cursor[C_ALARMS] = len(pairs)
+    if pairs:
+        engine.alarm_ps[: len(pairs)], engine.alarm_item[: len(pairs)] = np.array(pairs).T
+
+
+def _moved(
+    times_ps: I64, items: I64, size: int, place: NDArray[np.int64], rows: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """A heap over the new rows."""
+    new_ps, new_items = np.full(rows, FOREVER), np.full(rows, -1, np.int64)
+    new_ps[:size], new_items[:size] = times_ps[:size], place[items[:size]]
+    return new_ps, new_items
 
 
 def _renumber(engine: Engine, place: NDArray[np.int64]) -> None:

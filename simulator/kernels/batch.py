@@ -13,7 +13,7 @@ engine_at: Any = handle.engine_at
 
 
 @kernel
-def advance_all(addresses: I64, until: I64) -> None:
-    """Runs the engine at each address (C,) to its time (C,), after control; none may have a router object."""
+def advance_all(addresses: I64, until: I64, changed: I64) -> None:
+    """Runs the engine at each address (C,) to its time (C,), after control if it was changed (C,)."""
     for i in range(addresses.shape[0]):
-        advance(engine_at(addresses[i]), until[i], True)
+        advance(engine_at(addresses[i]), until[i], changed[i] > 0)

@@ -5,20 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from .compile import kernel, part
-from .gateway import come_in, dispatch, hold, serve, settle
+from .gateway import come_in, dispatch, expire, hold, serve, settle
 from .leave import leave
 from .physics import spend, spent_by
 from .prefix import clear_cache
 from .queues import pop_timer
 from .replica import run_replica
 from .state import (
+    C_ALARMS,
     C_ARRIVAL,
     C_COUPLED,
     C_GATEWAY_COUNT,
     C_GATEWAY_DUE,
     C_NOW,
     C_ON_FAILURE,
-    C_PATIENCE,
     C_ROUTER,
     C_TIMERS,
     EXTERNAL,
@@ -47,9 +47,12 @@ def next_arrival(engine: Engine) -> Any:
 
 @part
 def gateway_due(engine: Engine) -> Any:
-    """When the gateway is to be served: room may have come, or a held client gives up."""
+    """When the gateway is to be looked after: room may have come, or a held client gives up."""
     cursor = engine.cursor
-    return min(cursor[C_GATEWAY_DUE], cursor[C_PATIENCE] + 1) if cursor[C_GATEWAY_COUNT] > 0 else FOREVER
+    if cursor[C_GATEWAY_COUNT] == 0:
+        return FOREVER
+    alarm: Any = engine.alarm_ps[0] if cursor[C_ALARMS] > 0 else FOREVER
+    return min(cursor[C_GATEWAY_DUE], alarm)
 
 
 @kernel
@@ -97,10 +100,13 @@ def advance(engine: Engine, until: int, control: bool) -> Any:
             break
         cursor[C_NOW] = now
         if due < arrival and gateway <= timer:
-            if external:
+            room = cursor[C_GATEWAY_DUE] <= now
+            left = expire(engine, now)
+            if external and (room or left):
                 settle(engine, now)
                 return GATEWAY
-            serve(engine, now)
+            if room:
+                serve(engine, now)
             continue
         if due < arrival:
             request = pop_timer(engine)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from .compile import kernel, part
 from .leave import leave
-from .queues import push_back
+from .queues import heap_remove, push_back, sift_up
 from .replica import run_replica
 from .router import FULL, choose
 from .state import (
     AT_GATEWAY,
+    C_ALARMS,
     C_GATEWAY_COUNT,
     C_GATEWAY_DUE,
     C_GATEWAY_HEAD,
     C_GATEWAY_TAIL,
     C_LIMITED,
-    C_PATIENCE,
     C_ROUTER,
     C_SENT,
     C_SENT_TOKENS,
@@ -61,55 +61,75 @@ def send(engine: Engine, r: int, request: int, now: int) -> None:
     queue_up(engine, r, request)
 
 
+@part
+def place_of(engine: Engine, request: int) -> int:
+    """Where ``request`` counts among those held: by model, any being the first, and by phase."""
+    return 2 * (engine.requests[request].model + 1) + engine.requests[request].remote
+
+
 @kernel
 def hold(engine: Engine, request: int) -> None:
     """Keeps ``request`` at the gateway until some slot has room for it."""
     cursor, row = engine.cursor, engine.requests[request]
     row.status = AT_GATEWAY
     row.link = -1
-    if cursor[C_GATEWAY_TAIL] >= 0:
-        engine.requests[cursor[C_GATEWAY_TAIL]].link = request
+    row.back = cursor[C_GATEWAY_TAIL]
+    if row.back >= 0:
+        engine.requests[row.back].link = request
     else:
         cursor[C_GATEWAY_HEAD] = request
     cursor[C_GATEWAY_TAIL] = request
     cursor[C_GATEWAY_COUNT] += 1
-    if row.timeout_ps >= 0 and row.generated == 0:
-        cursor[C_PATIENCE] = min(cursor[C_PATIENCE], row.sent_ps + row.timeout_ps)
+    engine.crowd[place_of(engine, request)] += 1
+    if row.timeout_ps >= 0 and not row.alarmed:
+        set_alarm(engine, request)
 
 
 @part
-def unhold(engine: Engine, before: int, request: int) -> None:
-    """Takes ``request``, which follows ``before`` (-1: is the head), out of those held."""
-    cursor, following = engine.cursor, engine.requests[request].link
-    if before >= 0:
-        engine.requests[before].link = following
+def set_alarm(engine: Engine, request: int) -> None:
+    """Notes when the client of ``request`` gives up; each has one alarm at most, which may find it gone or patient."""
+    row, size = engine.requests[request], engine.cursor[C_ALARMS]
+    engine.alarm_ps[size] = row.sent_ps + row.timeout_ps + 1
+    engine.alarm_item[size] = request
+    sift_up(engine.alarm_ps, engine.alarm_item, size)
+    engine.cursor[C_ALARMS] = size + 1
+    row.alarmed = 1
+
+
+@part
+def unhold(engine: Engine, request: int) -> None:
+    """Takes ``request`` out of those held."""
+    cursor, row = engine.cursor, engine.requests[request]
+    if row.back >= 0:
+        engine.requests[row.back].link = row.link
     else:
-        cursor[C_GATEWAY_HEAD] = following
-    if following < 0:
-        cursor[C_GATEWAY_TAIL] = before
+        cursor[C_GATEWAY_HEAD] = row.link
+    if row.link >= 0:
+        engine.requests[row.link].back = row.back
+    else:
+        cursor[C_GATEWAY_TAIL] = row.back
     cursor[C_GATEWAY_COUNT] -= 1
+    engine.crowd[place_of(engine, request)] -= 1
 
 
 @kernel
-def expire(engine: Engine, now: int) -> None:
-    """Lets the clients go who have been held for too long."""
-    cursor, requests = engine.cursor, engine.requests
-    if now <= cursor[C_PATIENCE]:
-        return
-    cursor[C_PATIENCE] = FOREVER
-    before, request = -1, cursor[C_GATEWAY_HEAD]
-    while request >= 0:
-        following = requests[request].link
-        until = requests[request].sent_ps + requests[request].timeout_ps
-        if requests[request].timeout_ps < 0 or requests[request].generated > 0:
-            before = request
-        elif now > until:
-            unhold(engine, before, request)
-            leave(engine, request, TIMED_OUT, now)
-        else:
-            cursor[C_PATIENCE] = min(cursor[C_PATIENCE], until)
-            before = request
-        request = following
+def expire(engine: Engine, now: int) -> bool:
+    """Lets the clients go who have been held for too long; whether there were any."""
+    cursor, left = engine.cursor, False
+    while cursor[C_ALARMS] > 0 and engine.alarm_ps[0] <= now:
+        request = engine.alarm_item[0]
+        row = engine.requests[request]
+        heap_remove(engine.alarm_ps, engine.alarm_item, 0, cursor[C_ALARMS])
+        cursor[C_ALARMS] -= 1
+        row.alarmed = 0
+        if row.status == AT_GATEWAY and row.generated == 0:
+            if now > row.sent_ps + row.timeout_ps:
+                unhold(engine, request)
+                leave(engine, request, TIMED_OUT, now)
+                left = True
+            else:
+                set_alarm(engine, request)
+    return left
 
 
 @kernel
@@ -118,30 +138,30 @@ def serve(engine: Engine, now: int) -> None:
 
     Once there is no room for a model in a phase (prompt or transferred), its further requests are passed over.
     """
-    cursor, requests = engine.cursor, engine.requests
+    cursor, requests, blocked, crowd = engine.cursor, engine.requests, engine.blocked, engine.crowd
     cursor[C_GATEWAY_DUE] = FOREVER
     expire(engine, now)
     settle(engine, now)
-    blocked = engine.blocked
+    hopeful = cursor[C_GATEWAY_COUNT]
     for place in range(blocked.shape[0]):
         blocked[place] = 0
-    open_places = blocked.shape[0]
-    before, request = -1, cursor[C_GATEWAY_HEAD]
-    while request >= 0 and open_places > 0:
+    request = cursor[C_GATEWAY_HEAD]
+    while request >= 0 and hopeful > 0:
         following, remote = requests[request].link, requests[request].remote
-        place = 2 * (requests[request].model + 1) + remote
-        r = FULL if blocked[place] else choose(engine, request)
-        if r >= 0:
-            unhold(engine, before, request)
-            run_replica(engine, r, now)
-            queue_up(engine, r, request)
-        else:
-            before = request
-        if r == FULL:
-            last = place if place > 1 else blocked.shape[0] - 2 + remote
-            for other in range(place, last + 1, 2):
-                open_places -= 1 - blocked[other]
-                blocked[other] = 1
+        place = place_of(engine, request)
+        if not blocked[place]:
+            r = choose(engine, request)
+            if r >= 0:
+                hopeful -= 1
+                unhold(engine, request)
+                run_replica(engine, r, now)
+                queue_up(engine, r, request)
+            elif r == FULL:
+                last = place if place > 1 else blocked.shape[0] - 2 + remote
+                for other in range(place, last + 1, 2):
+                    if not blocked[other]:
+                        blocked[other] = 1
+                        hopeful -= crowd[other]
         request = following
 
 

@@ -54,10 +54,10 @@ ROUTER_NAMES = ("round-robin", "least-outstanding", "power-of-two", "prefix-affi
 FAIL, RETRY, RESTART = 0, 1, 2
 FAILURE_POLICIES = ("fail", "retry", "restart")
 
-# Cursor cells. GATEWAY_DUE: when room at the gateway's slots may have come. PATIENCE: no held client gives up before.
-# COUPLED: a finish on one slot can cause something on another, so slots are advanced in step. LIMITED: some slot has
-# a limit of requests in flight. BOUNDED: `bound_ps` of the slots is kept up. TICKET: routing decisions. RETRIES to
-# ON_FAILURE: policy. EVENTS: leaps and landings. UNIT_TOKENS: tokens under one prefix hash, 0 without prefix caching.
+# Cursor cells. GATEWAY_DUE: when room at the gateway's slots may have come. ALARMS: size of their heap. COUPLED: a
+# finish on one slot can cause something on another, so slots are advanced in step. LIMITED: some slot has a limit of
+# requests in flight. BOUNDED: `bound_ps` of the slots is kept up. TICKET: routing decisions. RETRIES to ON_FAILURE:
+# policy. EVENTS: leaps and landings. UNIT_TOKENS: tokens under one prefix hash, 0 without prefix caching.
 (
     C_ARRIVAL,
     C_DONE,
@@ -66,7 +66,7 @@ FAILURE_POLICIES = ("fail", "retry", "restart")
     C_GATEWAY_TAIL,
     C_GATEWAY_COUNT,
     C_GATEWAY_DUE,
-    C_PATIENCE,
+    C_ALARMS,
     C_TIMERS,
     C_COUPLED,
     C_LIMITED,
@@ -105,14 +105,15 @@ DEPLOYMENT = _record(
     "throttle_c resume_c",
 )
 
-# Per request: a row of the request table and what becomes of it. `follower` is the session's next request, `link` the
-# next one in whichever queue holds this one, `admission` the running number of its last admission (at the gateway its
-# ticket), `unfit` 1 if no slot could ever hold it, `level` its rank by priority, `remote` 1 once its prompt is cached
-# elsewhere and sent on. Its hashes are `units` from `prefix` on, of which the first `covered` are scheduled.
+# Per request: a row of the request table and what becomes of it. `follower` is the session's next request, `link` and
+# `back` the next one and, at the gateway, the one before in whichever queue holds this one, `admission` the running
+# number of its last admission, `unfit` 1 if no slot could ever hold it, `level` its rank by priority, `remote` 1 once
+# its prompt is cached elsewhere and sent on, `alarmed` 1 while an alarm waits for it. Its hashes are `units` from
+# `prefix` on, of which the first `covered` are scheduled.
 REQUEST = _record(
     "arrival_ps sent_ps timeout_ps think_ps admit_ps first_token_ps finish_ps admission prefix",
     "",
-    "prompt output generated status link slot follower model level attempts remote preemptions unfit units covered",
+    "prompt output generated status link back slot follower model level attempts remote preemptions unfit units covered alarmed",
 )
 
 # Per slot. `flight_*`: the iteration in flight (end -1: none), the prompt tokens it computes, its energy and how much
@@ -154,6 +155,7 @@ class Engine(NamedTuple):
     joiner: I64  # (R, M)
     phase: I64  # (R, block size): decoding requests by fill of their last block
     level_tail: I64  # (R, L): last waiting request of each priority level
+    crowd: I64  # (2 * models + 2,): held prompts, and transferred ones, of any and of each model
     blocked: I64  # (2 * models + 2,): no room for prompts, and for transferred ones, of any and of each model
     pole_k: F64  # (R, 2): temperature rise over each thermal pole
     bins: Records  # (BINS, R) BIN
@@ -161,6 +163,8 @@ class Engine(NamedTuple):
     done: I64  # (N,): requests in the order in which they left
     timer_ps: I64  # (N,): heap of releases, retries and arriving transfers
     timer_item: I64  # (N,)
+    alarm_ps: I64  # (N,): heap of times at which held clients give up
+    alarm_item: I64  # (N,)
     hashes: I64  # (P,): prefix hashes of all requests
     held: I64  # (P,): cell of each covered hash, -1 if the request holds a copy of its own
     cells: Records  # (R, U) CELL
@@ -203,6 +207,7 @@ ARRAYS = {
     "joiner": (_INT, 2),
     "phase": (_INT, 2),
     "level_tail": (_INT, 2),
+    "crowd": (_INT, 1),
     "blocked": (_INT, 1),
     "pole_k": (_REAL, 2),
     "bins": (BIN, 2),
@@ -210,6 +215,8 @@ ARRAYS = {
     "done": (_INT, 1),
     "timer_ps": (_INT, 1),
     "timer_item": (_INT, 1),
+    "alarm_ps": (_INT, 1),
+    "alarm_item": (_INT, 1),
     "hashes": (_INT, 1),
     "held": (_INT, 1),
     "cells": (CELL, 2),
@@ -254,7 +261,8 @@ def _longest(deployments: Records) -> I64:
 
 def mark_unfit(deployments: Records, requests: Records) -> None:
     """Marks the requests that no slot could ever hold."""
-    requests["unfit"] = requests["prompt"] + requests["output"] > _longest(deployments)[requests["model"]]
+    tokens = requests["prompt"].astype(np.int64) + requests["output"]
+    requests["unfit"] = tokens > _longest(deployments)[requests["model"]]
 
 
 def cache_sizes(deployments: Records, limits: Limits) -> tuple[int, int]:
@@ -282,7 +290,7 @@ def allocate(tables: Tables, requests: Records, hashes: I64, slots: int, limits:
     mark_unfit(tables.deployments, requests)
     cursor = np.zeros(CURSORS, np.int64)
     cursor[[C_GATEWAY_HEAD, C_GATEWAY_TAIL]] = -1
-    cursor[[C_GATEWAY_DUE, C_PATIENCE]] = FOREVER
+    cursor[C_GATEWAY_DUE] = FOREVER
     cursor[C_ROUTER] = LEAST_OUTSTANDING
     cursor[C_ON_FAILURE] = RETRY
     cursor[C_BOUNDED] = 1
@@ -305,6 +313,7 @@ def allocate(tables: Tables, requests: Records, hashes: I64, slots: int, limits:
         "joiner": np.zeros((slots, most), np.int64),
         "phase": np.zeros((slots, limits.block_size), np.int64),
         "level_tail": np.full((slots, limits.levels), -1),
+        "crowd": np.zeros(2 * int(tables.deployments["model"].max()) + 4, np.int64),
         "blocked": np.zeros(2 * int(tables.deployments["model"].max()) + 4, np.int64),
         "pole_k": np.zeros((slots, 2)),
         "bins": np.zeros((BINS, slots), BIN),
@@ -312,6 +321,8 @@ def allocate(tables: Tables, requests: Records, hashes: I64, slots: int, limits:
         "done": np.full(len(requests), -1, np.int64),
         "timer_ps": np.full(len(requests), FOREVER),
         "timer_item": np.full(len(requests), -1, np.int64),
+        "alarm_ps": np.full(len(requests), FOREVER),
+        "alarm_item": np.full(len(requests), -1, np.int64),
         "hashes": hashes,
         "held": np.full(len(hashes), -1, np.int64),
         "cells": np.zeros((slots, cells), CELL),
