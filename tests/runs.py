@@ -28,7 +28,7 @@ from llmcluster.simulator.kernels.state import (
 from llmcluster.tests.machine import Factory, note_coupling
 from llmcluster.tests.strategies import Action, Case
 
-PATIENCE_S = 4000
+PATIENCE_S = 40_000
 LIMITS = (1, 2, 4, UNLIMITED)
 WEIGHTS = (0.0, 0.5, 1.0, 2.0)
 TIMES = ["arrival_ps", "sent_ps", "admit_ps", "first_token_ps", "finish_ps"]
@@ -45,7 +45,6 @@ class Run:
 
     Attributes:
         now_ps: How far it is.
-        seconds: Bins of the seconds that have passed, (seconds, slots).
         looks: What could be seen at times: of each slot, and the number of requests at the gateway.
         rest_cw: What each slot draws without work, from a time on.
     """
@@ -54,7 +53,7 @@ class Run:
         self.case, self.engine = case, case.build()
         self.driver = factory(self.engine)
         self.now_ps = 0
-        self.seconds = np.zeros((0, len(case.homes)), BIN)
+        self._seconds: list[np.ndarray] = []
         self.looks: dict[int, dict[str, Any]] = {}
         self.rest_cw: list[tuple[int, list[int]]] = []
         self._changed = True
@@ -86,12 +85,16 @@ class Run:
         if until_ps > self.now_ps:
             self.driver.advance(until_ps, self._changed)
             self._changed, self.now_ps = False, until_ps
-        first, until = len(self.seconds), until_ps // BIN_PS
-        cells = np.arange(first, until) % BINS
-        self.seconds = np.concatenate([self.seconds, self.engine.bins[cells]])
-        self.engine.bins[cells] = 0
+        for number in range(len(self._seconds), until_ps // BIN_PS):
+            self._seconds.append(self.engine.bins[number % BINS].copy())
+            self.engine.bins[number % BINS] = 0
         self.looks[until_ps] = {name: self.engine.slots[name].tolist() for name in LOOK}
         self.looks[until_ps]["held"] = int(self.engine.cursor[C_GATEWAY_COUNT])
+
+    @property
+    def seconds(self) -> Any:
+        """Bins of the seconds that have passed, (seconds, slots)."""
+        return np.array(self._seconds)
 
     def obey(self, action: Action) -> None:
         """Does what the action says, if the slot is in a state for it."""

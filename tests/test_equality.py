@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmcluster.simulator.kernels.state import (
+    AT_GATEWAY,
     BIN_PS,
     C_GATEWAY_COUNT,
     C_SENT,
@@ -123,7 +124,7 @@ class Ledger(Observer):
 
     def left(self, slot: int, request: int, t: int, status: int) -> None:
         self.inside[slot] -= 1
-        assert status in (FINISHED, REJECTED, TIMED_OUT, LOST, IN_TRANSFER, PENDING, 1)
+        assert status in (FINISHED, REJECTED, TIMED_OUT, LOST, IN_TRANSFER, PENDING, AT_GATEWAY)
 
     def second(self, slot: int, edge_ps: int, record: object) -> None:
         self.seconds[slot] += 1
