@@ -32,7 +32,7 @@ from llmcluster.tests.machine import PLENTY_W, Call, Machine, Policy, build
 MS = 10**9
 LADDERS = ((0.25, 0.5, 0.75, 1.0), (0.3, 0.47, 0.83, 1.0))
 ROUTERS = (ROUND_ROBIN, LEAST_OUTSTANDING, POWER_OF_TWO, PREFIX_AFFINITY)
-KINDS = ("cap", "clock", "weight", "limit", "inlet", "drain", "rest", "tenant", "load", "serve", "fail")
+KINDS = ("cap", "clock", "weight", "router", "limit", "inlet", "drain", "rest", "tenant", "load", "serve", "fail")
 
 
 @dataclass(frozen=True)
@@ -148,13 +148,13 @@ def scripts(draw: st.DrawFn, unit_ps: int, slots: int) -> list[Action]:
 @st.composite
 def cases(draw: st.DrawFn, *, control: bool = True) -> Case:
     """One to four slots of one or two models, whose deployments differ; one in six with few requests that are long."""
-    unit_ps = draw(st.sampled_from([10**7, 9_999_991, 10**8]))
+    room_tokens = draw(st.sampled_from([40, 60, 90, 120, 120, 2000]))
+    unit_ps = draw(st.sampled_from([10**7, 9_999_991, 10**8 if room_tokens < 200 else 10**7]))
     block_size = draw(st.sampled_from([1, 2, 4, 16]))
     by_priority = draw(st.booleans())
     slots = draw(st.integers(1, 4))
     models = draw(st.integers(1, min(slots, 2)))
     disaggregated = slots >= 2 * models and draw(st.booleans())
-    room_tokens = draw(st.sampled_from([40, 60, 90, 120, 120, 2000]))
     # What a prefill slot has taken, a decode slot must be able to hold: then all caches are alike.
     fleet = [
         replace(
