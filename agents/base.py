@@ -14,7 +14,7 @@ from ..envs.codec import ActionCodec
 from ..envs.observation import Observation, ObservationBuilder
 from ..envs.scenario import Scenario
 from ..envs.telemetry import Fleet
-from ..simulator.cluster import Blueprint
+from ..simulator.blueprint import Blueprint
 
 if TYPE_CHECKING:
     from ..envs.cluster_env import LLMClusterEnv

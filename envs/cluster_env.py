@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..forecaster import make_forecaster
-from ..simulator.cluster import Blueprint
+from ..simulator.blueprint import Blueprint
 from ..simulator.errors import InputError
+from ..simulator.snapshot import Snapshot, State, fingerprint, generator_from, generator_state
 from ..simulator.workload.spec import WorkloadSpec, generate
 from ..simulator.workload.table import RequestTable
 from ..simulator.workload.traces import resolve
@@ -21,6 +24,7 @@ from .plant import SimulatedPlant, fleet_of
 from .rendering import draw_ansi, draw_rgb
 from .reward import reward_terms
 from .scenario import Scenario, load_scenario
+from .telemetry import Telemetry
 from .traces import read_trace, with_trace
 
 
@@ -55,6 +59,10 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
 
     ## Episode
     Starts as the scenario says; never terminates; is truncated after ``horizon_s``.
+
+    ## Planning
+    ``snapshot = env.unwrapped.save_state()`` keeps the whole state, ``restore_state(snapshot)`` returns to it; what
+    follows is the same to the byte. ``snapshot.to_bytes()`` takes it to another process.
 
     Args:
         scenario: A name, the path of a TOML file, a dict of the same content, or a :class:`Scenario`.
@@ -188,6 +196,57 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
         draw = draw_rgb if self.render_mode == "rgb_array" else draw_ansi
         return draw(self.fleet, self.telemetry, self.plant)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the scenario and the forecaster."""
+        return fingerprint(self.scenario.model_dump_json(), type(self.forecaster).__name__)
+
+    def save_state(self) -> Snapshot:
+        """The state of the episode, requests included, and of the generator that later episodes are drawn from.
+
+        For planning: save, try actions, restore, as often as one likes. The state may also be restored into another
+        environment of the same scenario, here or, as bytes, in another process. The state of wrappers and of
+        ``action_space.sample()`` is not in it: call it as ``env.unwrapped.save_state()``.
+
+        Raises:
+            InputError: There are SimPy processes in ``plant.cluster.world``, which cannot be saved.
+        """
+        if self.plant is None:
+            raise gym.error.ResetNeeded("Call env.reset() before env.save_state().")
+        return Snapshot(
+            self.fingerprint,
+            {
+                "plant": self.plant.save_state(),
+                "requests": _columns(self.plant.cluster.requests),
+                "ticks": self._ticks,
+                "forecaster": self.forecaster.save_state(),
+                # Telemetry looks into the history, which is written over after a restore.
+                "telemetry": {
+                    n: v.copy() if isinstance(v, np.ndarray) else v for n, v in _columns(self.telemetry).items()
+                },
+                "np_random": generator_state(self.np_random),
+            },
+        )
+
+    def restore_state(self, snapshot: Snapshot) -> None:
+        """Goes back, or on, to a saved state; what follows is the same, to the byte, as what followed then.
+
+        Raises:
+            InputError: It was taken of another scenario or with another forecaster.
+        """
+        state = snapshot.state_for(self.fingerprint)
+        plant: Snapshot = state["plant"]
+        if self.plant is None or self.plant.cluster.fingerprint != plant.state["cluster"].of:
+            columns: Any = {n: tuple(v) if isinstance(v, list) else v for n, v in state["requests"].items()}
+            requests = RequestTable(**columns)
+            # Whatever it draws is replaced.
+            self.plant = SimulatedPlant(self.scenario, self.blueprint, self.fleet, requests, np.random.default_rng(0))
+        self.plant.restore_state(plant)
+        self._ticks = state["ticks"]
+        self.forecaster.restore_state(state["forecaster"])
+        self.telemetry = Telemetry(**state["telemetry"])
+        self.np_random = generator_from(state["np_random"])
+
 
 TOKENS_PER_S = 10_000.0
 """Token rate of one slot that an observation shows as 1."""
@@ -203,3 +262,7 @@ def _with_workload(scenario: Scenario, workload: str | Path | dict[str, Any] | W
     if isinstance(workload, WorkloadSpec):
         return scenario.model_copy(update={"workload": workload})
     return load_scenario({**scenario.model_dump(), "workload": workload, "folder": scenario.folder})
+
+
+def _columns(table: RequestTable | Telemetry) -> State:
+    return {field.name: getattr(table, field.name) for field in fields(table)}

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
-import simpy
 
-from ..simulator.cluster import Blueprint, Cluster
+from ..simulator.blueprint import Blueprint
+from ..simulator.cluster import Cluster
 from ..simulator.kernels.state import LOADING
 from ..simulator.lifecycle import Target
 from ..simulator.metrics import SloLimits, Summary, met_slo, overdue, summarize
-from ..simulator.signals import random_holds
+from ..simulator.signals import PiecewiseLinear, random_holds
+from ..simulator.snapshot import Snapshot, fingerprint, generator_from, generator_state
 from ..simulator.units import PS_PER_S, to_ps
 from ..simulator.workload.table import RequestTable
 from .actions import NOWHERE, ClusterAction
-from .scenario import InstancesSpec, Scenario
+from .scenario import Scenario
 from .telemetry import F64, LEAD_TIMES_S, Fleet, Telemetry
 
 
@@ -67,15 +67,6 @@ def slo_limits(scenario: Scenario) -> SloLimits:
     )
 
 
-def _instances(
-    spec: InstancesSpec, model: int, pending: deque[int], world: simpy.Environment, rng: np.random.Generator
-) -> Generator[simpy.Event, Any, None]:
-    """Asks for instances for ever. It does not hold the plant: a cycle would keep whole runs in memory for long."""
-    while True:
-        yield world.timeout(to_ps(rng.exponential(spec.mean_interval_s)))
-        pending.append(model)
-
-
 class SimulatedPlant:
     """One run of a scenario.
 
@@ -102,9 +93,10 @@ class SimulatedPlant:
         )
         self.limits = slo_limits(scenario)
         self.pending: deque[int] = deque()
-        for spec, source in zip(scenario.instances, instance_rng.spawn(len(scenario.instances)), strict=True):
-            model = fleet.models.index(spec.model)
-            self.cluster.world.process(_instances(spec, model, self.pending, self.cluster.world, source))
+        self._instance_rngs = instance_rng.spawn(len(scenario.instances))
+        self.cluster.agenda.on("instance", self._ask)
+        for number in range(len(scenario.instances)):
+            self._await_instance(number)
         self._models = np.array([d.model for d in blueprint.deployments])
         self._left = 0
         self._sent = np.zeros(2, np.int64)
@@ -114,6 +106,17 @@ class SimulatedPlant:
     def fleet(self) -> Fleet:
         """What can be controlled."""
         return self._fleet
+
+    def _await_instance(self, number: int) -> None:
+        """Lets the next instance of a kind ask for a slot in its time."""
+        agenda = self.cluster.agenda
+        wait_s = self._instance_rngs[number].exponential(self.scenario.instances[number].mean_interval_s)
+        agenda.at(agenda.now_ps + to_ps(wait_s), "instance", number)
+
+    def _ask(self, values: tuple[int, ...]) -> None:
+        (number,) = values
+        self.pending.append(self._fleet.models.index(self.scenario.instances[number].model))
+        self._await_instance(number)
 
     def apply(self, action: ClusterAction) -> None:
         """Carries an action out; what it leaves at ``None`` stays."""
@@ -205,3 +208,40 @@ class SimulatedPlant:
         """Results so far, see :func:`summarize`."""
         seconds = np.arange(len(self.cluster.history))
         return summarize(self.cluster, self.limits, self.budget.at(seconds), warmup_s, until_s)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the scenario; the cluster has one of its own, with the workload."""
+        return fingerprint(self.scenario.model_dump_json())
+
+    def save_state(self) -> Snapshot:
+        """The state of the run, to be restored into this plant or into another one that was made alike.
+
+        Raises:
+            InputError: There are SimPy processes in the cluster's world, which cannot be saved.
+        """
+        return Snapshot(
+            self.fingerprint,
+            {
+                "cluster": self.cluster.save_state(),
+                "budget": {"times_s": self.budget.times_s, "values": self.budget.values},
+                "pending": list(self.pending),
+                "instance_rngs": [generator_state(rng) for rng in self._instance_rngs],
+                "left": self._left,
+                "sent": self._sent,
+                "attainment": self._attainment,
+            },
+        )
+
+    def restore_state(self, snapshot: Snapshot) -> None:
+        """Goes back, or on, to a saved state; what follows is the same, to the byte, as what followed then.
+
+        Raises:
+            InputError: It was taken of another scenario or workload.
+        """
+        state = snapshot.state_for(self.fingerprint)
+        self.cluster.restore_state(state["cluster"])
+        self.budget = PiecewiseLinear(**state["budget"])
+        self.pending = deque(state["pending"])
+        self._instance_rngs = [generator_from(rng) for rng in state["instance_rngs"]]
+        self._left, self._sent, self._attainment = state["left"], state["sent"], state["attainment"]

@@ -52,9 +52,16 @@ def simulate(
     agent: Annotated[str, typer.Option(help="Name of an agent, or a folder that `train` wrote")] = "least-outstanding",
     seed: SeedOption = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for requests.parquet and seconds.parquet")] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Play a workload larger than memory in chunks; needs --workload and --out")
+    ] = False,
     json_file: JsonOption = None,
 ) -> None:
-    """Run one agent through a workload, to the last token, and report latency, tokens and energy."""
+    """Run one agent through a workload, to the last token, and report latency, tokens and energy.
+
+    With `--stream`, no agent acts: `--agent` names the router (round-robin, least-outstanding, power-of-two or
+    prefix-affinity), and all slots stay as they are.
+    """
     from ..envs.scenario import load_scenario
     from ..envs.traces import read_trace
     from .simulate import simulate as run
@@ -62,6 +69,18 @@ def simulate(
     from .summary import print_summary
 
     chosen = load_scenario(scenario)
+    if stream:
+        from .stream import simulate_stream
+
+        if workload is None or out is None:
+            raise InputError("--stream", "needs a trace and a folder", "Give --workload FILE and --out FOLDER")
+        announce_compilation()
+        with progress_bar() as progress:
+            result = simulate_stream(chosen, workload, agent, seed, out, progress)
+        for key, value in result.items():
+            people(json_file).print(f"{key}: {value}", markup=False)
+        write_json(result, json_file)
+        return
     requests = read_trace(workload) if workload else None
     announce_compilation()
     with progress_bar() as progress:

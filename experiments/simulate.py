@@ -56,7 +56,7 @@ def simulate(
     began = time.perf_counter()
     env = LLMClusterEnv(scenario)
     if requests is not None:
-        requests = _for_scenario(requests, env.blueprint.models, tuple(scenario.slo))
+        requests = for_scenario(requests, env.blueprint.models, tuple(scenario.slo))
     player = make_agent(agent, Task.of(env))
     observation, info = env.reset(seed=seed, options={"requests": requests})
     if isinstance(player, Heuristic):
@@ -82,7 +82,7 @@ def simulate(
     return plant, _without_nan(result)
 
 
-def _for_scenario(requests: RequestTable, models: tuple[str, ...], slo_classes: tuple[str, ...]) -> RequestTable:
+def for_scenario(requests: RequestTable, models: tuple[str, ...], slo_classes: tuple[str, ...]) -> RequestTable:
     """Names of the trace count where the scenario has them; else any model will do, and the first SLO class holds."""
     model = [models.index(name) if name in models else ANY_MODEL for name in requests.models]
     slo = [slo_classes.index(name) if name in slo_classes else 0 for name in requests.slo_classes]

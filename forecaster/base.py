@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,3 +30,9 @@ class Forecaster(Protocol):
         Returns:
             Watts, (series, 4, 3): targets by quantiles, in the order of :data:`TARGETS` and :data:`QUANTILES`.
         """
+
+    def save_state(self) -> dict[str, Any]:
+        """What has been learnt since the reset: plain values and arrays that do not change any more."""
+
+    def restore_state(self, state: dict[str, Any]) -> None:
+        """Takes up a state of :meth:`save_state`."""

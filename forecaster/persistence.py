@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,6 +43,14 @@ class Persistence:
         quantiles = np.stack([level - spread, level, level + spread], axis=-1).clip(min=0.0)
         return np.broadcast_to(quantiles[:, None, :], (len(level), *SHAPE))
 
+    def save_state(self) -> dict[str, Any]:
+        """The last level and the errors so far; see :class:`Forecaster`."""
+        return {"last": self._last.copy(), "square": self._square.copy(), "updates": self._updates}
+
+    def restore_state(self, state: dict[str, Any]) -> None:
+        """Takes up a state; see :class:`Forecaster`."""
+        self._last, self._square, self._updates = state["last"].copy(), state["square"].copy(), state["updates"]
+
 
 class NoForecast:
     """Forecasts nothing: zeros, for a fair comparison without the perception layer."""
@@ -51,3 +61,10 @@ class NoForecast:
     def update(self, power_w: NDArray[np.float64]) -> NDArray[np.float64]:
         """Zeros, (series, 4, 3)."""
         return np.zeros((power_w.shape[1], *SHAPE))
+
+    def save_state(self) -> dict[str, Any]:
+        """Nothing; see :class:`Forecaster`."""
+        return {}
+
+    def restore_state(self, state: dict[str, Any]) -> None:
+        """Takes up nothing; see :class:`Forecaster`."""

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import simpy
 from numpy.typing import ArrayLike, NDArray
 
-from .catalog import Catalog
-from .deployments import Deployment, deploy, stack
+from .agenda import Agenda
+from .blueprint import Blueprint
+from .drivers import CompiledDriver, make_driver
 from .errors import InputError
+from .faults import Faults, FaultSpec
 from .history import History
-from .kernels import cluster as kernels
-from .kernels.prefix import clear_cache
 from .kernels.state import (
+    ARRAYS,
     C_ARRIVAL,
-    C_BACKOFF_PS,
     C_BOUNDED,
     C_COUPLED,
     C_DONE,
     C_EVENTS,
     C_GATEWAY_COUNT,
     C_LIMITED,
-    C_ON_FAILURE,
     C_RETRIES,
     C_ROUTER,
     C_SEED,
@@ -32,80 +33,30 @@ from .kernels.state import (
     C_SENT_TOKENS,
     C_UNIT_TOKENS,
     CLOCK,
-    EMPTY,
-    FAILURE_POLICIES,
+    EXTERNAL,
     MIXED,
-    ROLE_NAMES,
     ROUND_ROBIN,
     ROUTER_NAMES,
-    SERVING,
-    SLEEPING,
     UNLIMITED,
     Engine,
-    Limits,
     Tables,
-    allocate,
 )
 from .lifecycle import Lifecycle
+from .reference.observer import Observer
+from .routing import Router
 from .rows import rows_of
-from .topology import ClusterSpec, Slot, lay_out
+from .snapshot import Snapshot, copied, fingerprint, overwrite
+from .start import start
 from .units import PS_PER_S, to_ps
-from .window import remaining, roll
+from .window import remaining
 from .workload.combine import concatenate
 from .workload.table import RequestTable
 
 CHUNK_PS = 64 * PS_PER_S
 """Longest stretch in one call of the engine: the ring of bins holds it, and inlet temperatures follow the load."""
 
-
-@dataclass(frozen=True, eq=False)
-class Blueprint:
-    """What does not change between runs of one cluster; build it once and share it.
-
-    Attributes:
-        spec: The specification.
-        slots: All slots, R of them.
-        models: Names of the models.
-        deployments: Every model on every kind of slot that can hold it.
-        index: int64 (R, models): deployment of each model on each slot, -1 if it does not fit.
-        tables: The same as the engine's arrays.
-        initial: int64 (R,): deployment at the start.
-    """
-
-    spec: ClusterSpec
-    slots: tuple[Slot, ...]
-    models: tuple[str, ...]
-    deployments: tuple[Deployment, ...]
-    index: NDArray[np.int64]
-    tables: Tables
-    initial: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, spec: ClusterSpec, catalog: Catalog | None = None) -> Blueprint:
-        """Lays the cluster out.
-
-        Raises:
-            InputError: A name is unknown, or a model does not fit its slot.
-        """
-        slots, models = lay_out(spec), spec.served_models()
-        if not models:
-            raise InputError("cluster.models", "no model is named", "Name one here or as the model of a server")
-        deployments, index = deploy(slots, models, spec.engine, catalog or Catalog.builtin())
-        initial = [
-            index[r, models.index(s.spec.model)] if s.spec.model else index[r].max() for r, s in enumerate(slots)
-        ]
-        tables = stack(deployments, spec.engine)
-        return cls(spec, slots, models, tuple(deployments), index, tables, np.array(initial, np.int64))
-
-    @property
-    def cap_max_w(self) -> NDArray[np.float64]:
-        """Highest power limit of each slot, watts (R,)."""
-        return np.array([self.deployments[d].power.cap_max_w for d in self.initial])
-
-    @property
-    def cap_min_w(self) -> NDArray[np.float64]:
-        """Lowest power limit of each slot, watts (R,)."""
-        return np.array([self.deployments[d].power.cap_min_w for d in self.initial])
+CONSTANT = {*Tables._fields, "hashes"}
+"""Arrays of the engine that never change: they belong to the blueprint and the workload."""
 
 
 class Cluster:
@@ -116,37 +67,60 @@ class Cluster:
         requests: The workload; model names in it must be among the blueprint's.
         rng: Source of all randomness of this run; each subsystem gets a generator spawned from it.
         expected_s: Expected length of the run, seconds.
+        faults: What breaks, and when.
+        engine: ``compiled``, or ``reference``: SimPy, one event per iteration, to the same result.
+        observer: Is told of everything as it happens; needs the reference engine.
 
     Raises:
-        InputError: The workload names a model that the cluster does not have.
+        InputError: The workload names a model that the cluster does not have, or a fault a place.
     """
 
     def __init__(
-        self, blueprint: Blueprint, requests: RequestTable, rng: np.random.Generator, expected_s: int = 1024
+        self,
+        blueprint: Blueprint,
+        requests: RequestTable,
+        rng: np.random.Generator,
+        expected_s: int = 1024,
+        faults: Sequence[FaultSpec] = (),
+        engine: Literal["compiled", "reference"] = "compiled",
+        observer: Observer | None = None,
     ) -> None:
         self.blueprint = blueprint
         self.requests = requests
-        self.world = simpy.Environment(initial_time=0)
+        self.agenda = Agenda(simpy.Environment(initial_time=0))
         by_priority = blueprint.spec.engine.scheduling_policy == "priority"
         self._priorities = np.unique(requests.priority) if by_priority else None
-        self.engine = _start(blueprint, requests, self._priorities)
+        self._current = make_driver(engine, start(blueprint, requests, self._priorities), observer)
+        self._router: Router | None = None
         self._note_coupling()
         self.history = History(len(blueprint.slots), expected_s)
-        life_rng, route_rng = rng.spawn(2)
+        life_rng, route_rng, fault_rng = rng.spawn(3)
         self.engine.cursor[C_SEED] = route_rng.integers(2**62)
         self.lifecycle = Lifecycle(
-            self.world,
+            self.agenda,
             self.engine.slots,
             blueprint.deployments,
             blueprint.index,
             life_rng,
-            partial(clear_cache, self.engine),
+            self._current.clear_cache,
+            self._current.evict,
         )
+        self.faults = Faults(faults, blueprint.slots, self.agenda, self.lifecycle, fault_rng)
         self._server = np.array([s.server for s in blueprint.slots])
         self._inlet_c = np.array([s.spec.inlet_c for s in blueprint.slots])
         self._inlet_k_per_w = np.array([s.spec.inlet_k_per_kw for s in blueprint.slots]) / 1000
         self._now_ps = 0
         self._update_inlets(np.zeros(len(blueprint.slots)))
+
+    @property
+    def engine(self) -> Engine:
+        """State of the compiled engine."""
+        return self._current.engine
+
+    @property
+    def world(self) -> simpy.Environment:
+        """The SimPy environment; restoring a state replaces it."""
+        return self.agenda.world
 
     @property
     def now_ps(self) -> int:
@@ -188,8 +162,12 @@ class Cluster:
         """Whether every request has left."""
         return len(self.done) == len(self.requests)
 
-    def route(self, weight: ArrayLike, router: str | None = None) -> None:
+    def route(self, weight: ArrayLike, router: str | Router | None = None) -> None:
         """Sets the routing weight of each slot (R,), not negative, and the router.
+
+        Args:
+            weight: The weights.
+            router: One of ``ROUTER_NAMES``, or an object that is asked for every request; by default as it is.
 
         Raises:
             InputError: A weight is negative or no number, or the router is unknown.
@@ -201,9 +179,12 @@ class Cluster:
             )
         self.engine.slots["route_weight"] = weights
         if router is not None:
-            if router not in ROUTER_NAMES:
-                raise InputError("router", f"'{router}' is unknown", f"Use one of {', '.join(ROUTER_NAMES)}")
-            self.engine.cursor[C_ROUTER] = ROUTER_NAMES.index(router)
+            self._router = None if isinstance(router, str) else router
+            name = router if isinstance(router, str) else ROUTER_NAMES[EXTERNAL]
+            if name not in ROUTER_NAMES or (name == ROUTER_NAMES[EXTERNAL] and self._router is None):
+                known = ", ".join(ROUTER_NAMES[:EXTERNAL])
+                raise InputError("router", f"'{name}' is unknown", f"Use one of {known}, or an object")
+            self.engine.cursor[C_ROUTER] = ROUTER_NAMES.index(name)
             self._note_coupling()
 
     def limit(self, in_flight: ArrayLike) -> None:
@@ -243,29 +224,53 @@ class Cluster:
         self._enter_simpy(self._now_ps)
         self.lifecycle.command(slot, target)
 
-    def fail(self, slot: int) -> None:
-        """Drops what ``slot`` does now; its requests fail or go back to the gateway, by the cluster's policy."""
-        kernels.evict(self.engine, slot, self._now_ps)
+    def fail(self, *slots: int, repair_s: float) -> None:
+        """Lets slots fail now, see :meth:`Lifecycle.fail`."""
+        self._enter_simpy(self._now_ps)
+        self.lifecycle.fail(*slots, repair_ps=to_ps(repair_s))
+
+    def occupy(self, slot: int, load_w: float) -> None:
+        """Gives a slot to a foreign machine, see :meth:`Lifecycle.occupy`; ``lifecycle.set_load`` changes its draw."""
+        self._enter_simpy(self._now_ps)
+        self.lifecycle.occupy(slot, load_w)
+
+    def vacate(self, slot: int) -> None:
+        """Lets the foreign machine leave a slot, see :meth:`Lifecycle.vacate`."""
+        self._enter_simpy(self._now_ps)
+        self.lifecycle.vacate(slot)
 
     def advance(self, until_ps: int) -> None:
         """Runs to ``until_ps``; SimPy is entered only where one of its events is due."""
         while self._now_ps < until_ps:
-            due = self.world.peek()
-            stop = int(min(until_ps, due if due > self._now_ps else self._now_ps, self._now_ps + CHUNK_PS))
+            stop = self.next_stop(until_ps)
             if stop > self._now_ps:
-                kernels.advance(self.engine, stop, True)
-                self._now_ps = stop
-                status = self.engine.slots["status"]
-                self.history.take(self.engine.bins, stop // PS_PER_S, status)
-                if len(self.history):
-                    self._update_inlets(self.history.column("energy_j", 1)[0])
-            if due <= self._now_ps:
-                self._enter_simpy(self._now_ps)
+                self._current.run(self, self._router, stop)
+            self.take_stock(stop)
+
+    def next_stop(self, until_ps: int) -> int:
+        """Time to which the engine alone can go on the way to ``until_ps``."""
+        due = self.world.peek()
+        return int(min(until_ps, max(due, self._now_ps), self._now_ps + CHUNK_PS))
+
+    def take_stock(self, now_ps: int) -> None:
+        """Records what the engine has done up to ``now_ps`` and lets SimPy do what is due."""
+        if now_ps > self._now_ps:
+            self._now_ps = now_ps
+            self.history.take(self.engine.bins, now_ps // PS_PER_S, self.engine.slots["status"])
+            if len(self.history):
+                self._update_inlets(self.history.column("energy_j", 1)[0])
+        if self.world.peek() <= now_ps:
+            self._enter_simpy(now_ps)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether compiled code alone runs the engine, so that it can be run together with others."""
+        return self._router is None and isinstance(self._current, CompiledDriver)
 
     def follow_with(self, requests: RequestTable) -> NDArray[np.int64]:
         """Appends requests that arrive from now on, and forgets those that have left: for workloads without end.
 
-        Rows, `requests` and `done` are counted anew.
+        Rows, `requests` and `done` are counted anew; states saved before are of another workload.
 
         Args:
             requests: The next ones, open loop, with the same models and SLO classes.
@@ -285,8 +290,9 @@ class Cluster:
             raise InputError("workload", problem, "Play it whole, or set enable_prefix_caching = false")
         rows = rows_of(requests, self.blueprint.models, self._priorities, prefixes=prefixes)
         stay = remaining(self.engine)
-        self.engine = roll(self.engine, rows, requests.prefix_hash if prefixes else np.zeros(0, np.int64))
+        self._current.roll(rows, requests.prefix_hash if prefixes else np.zeros(0, np.int64))
         self.requests = concatenate([self.requests.take(stay), requests])
+        self.__dict__.pop("fingerprint", None)  # it was that of another workload
         return stay
 
     def drain(self, patience_s: float = 3600.0) -> bool:
@@ -297,6 +303,62 @@ class Cluster:
             self.advance((self._now_ps // PS_PER_S + 1) * PS_PER_S)
         return self.finished
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of all that a saved state leaves out: cluster, workload, faults, and how the engine is laid out."""
+        plan, requests = self.blueprint, self.requests
+        return fingerprint(
+            plan.spec.model_dump_json(),
+            *plan.tables,
+            [(d.model, d.load_s, d.wake_s) for d in plan.deployments],
+            *(getattr(requests, field.name) for field in fields(requests)),
+            self.faults.specs,
+            [(name, dtype.descr, getattr(self.engine, name).shape) for name, (dtype, _) in ARRAYS.items()],
+        )
+
+    def save_state(self) -> Snapshot:
+        """The state of the run, to be restored into this cluster or into another one that was made alike.
+
+        What a router object of the user remembers is not in it.
+
+        Raises:
+            InputError: There are SimPy processes in ``world``, or the engine is the reference: these cannot be saved.
+        """
+        if not isinstance(self._current, CompiledDriver):
+            raise InputError("engine", "the reference engine cannot be saved", "Use the compiled one")
+        arrays = {name: copied(getattr(self.engine, name)) for name in ARRAYS if name not in CONSTANT}
+        return Snapshot(
+            self.fingerprint,
+            {
+                "now_ps": self._now_ps,
+                "agenda": self.agenda.save_state(),
+                "engine": arrays,
+                "history": self.history.save_state(),
+                "lifecycle": self.lifecycle.save_state(),
+                "faults": self.faults.save_state(),
+            },
+        )
+
+    def restore_state(self, snapshot: Snapshot) -> None:
+        """Goes back, or on, to a saved state; what follows is the same, to the byte, as what followed then.
+
+        Raises:
+            InputError: It was taken of another cluster, workload or version, or under a router object that this cluster
+                does not have, or there are SimPy processes in ``world``.
+        """
+        state = snapshot.state_for(self.fingerprint)
+        external = state["engine"]["cursor"][C_ROUTER] == EXTERNAL
+        if external and self._router is None:
+            raise InputError("snapshot", "was taken under a router object", "Hand it to cluster.route() before")
+        self.agenda.restore_state(state["agenda"])
+        self._now_ps = state["now_ps"]
+        self._router = self._router if external else None
+        for name, array in state["engine"].items():
+            overwrite(getattr(self.engine, name), array)
+        self.history.restore_state(state["history"])
+        self.lifecycle.restore_state(state["lifecycle"])
+        self.faults.restore_state(state["faults"])
+
     def _enter_simpy(self, now_ps: int) -> None:
         if now_ps > self.world.now:
             self.world.run(until=now_ps)
@@ -306,33 +368,3 @@ class Cluster:
     def _update_inlets(self, power_w: NDArray[np.float64]) -> None:
         heat_w = np.bincount(self._server, weights=power_w)[self._server]
         self.engine.slots["inlet_c"] = self._inlet_c + self._inlet_k_per_w * heat_w
-
-
-def _start(blueprint: Blueprint, requests: RequestTable, priorities: NDArray[np.int16] | None) -> Engine:
-    """The engine at time zero."""
-    spec = blueprint.spec.engine
-    prefixes = spec.enable_prefix_caching and len(requests.prefix_hash) > 0
-    if prefixes and requests.prefix_block_tokens % spec.block_size:
-        problem = f"{spec.block_size} does not divide the {requests.prefix_block_tokens} tokens under a prefix hash"
-        raise InputError("cluster.engine.block_size", problem, "Choose one that does, or enable_prefix_caching = false")
-    limits = Limits(
-        max_num_seqs=spec.max_num_seqs,
-        block_size=spec.block_size,
-        levels=1 if priorities is None else max(len(priorities), 1),
-        unit_tokens=requests.prefix_block_tokens if prefixes else 0,
-    )
-    rows = rows_of(requests, blueprint.models, priorities, prefixes=prefixes)
-    hashes = requests.prefix_hash if prefixes else np.zeros(0, np.int64)
-    engine = allocate(blueprint.tables, rows, hashes, len(blueprint.slots), limits)
-    initial = {"serving": SERVING, "sleeping": SLEEPING, "empty": EMPTY}
-    slots, cursor, gateway = engine.slots, engine.cursor, blueprint.spec.gateway
-    slots["status"] = [initial[s.spec.initial] for s in blueprint.slots]
-    slots["role"] = [ROLE_NAMES.index(s.spec.role) for s in blueprint.slots]
-    slots["deployment"] = blueprint.initial
-    slots["cap_w"] = blueprint.cap_max_w
-    cursor[C_ON_FAILURE] = FAILURE_POLICIES.index(gateway.on_failure)
-    cursor[C_RETRIES] = gateway.retries
-    cursor[C_BACKOFF_PS] = to_ps(gateway.retry_backoff_s)
-    for slot in range(len(slots)):
-        clear_cache(engine, slot)
-    return engine

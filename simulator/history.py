@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .kernels.state import BIN, BINS, J_PER_UNIT, Records
+from .snapshot import State, copied, overwrite
 
 
 class History:
@@ -32,10 +33,7 @@ class History:
         cell, first, until_s = (self._released + self._length) % BINS, self._length, until_s - self._released
         if until_s <= first:
             return
-        if until_s > len(self._record):
-            more = max(until_s, 2 * len(self._record)) - len(self._record)
-            self._record = np.pad(self._record, ((0, more), (0, 0)))
-            self._status = np.pad(self._status, ((0, more), (0, 0)))
+        self._reserve(until_s)
         self._status[first:until_s] = status
         while first < until_s:
             stop = min(until_s, first - cell + BINS)
@@ -45,12 +43,30 @@ class History:
             first, cell = stop, 0
         self._length = until_s
 
+    def _reserve(self, seconds: int) -> None:
+        if seconds > len(self._record):
+            more = max(seconds, 2 * len(self._record)) - len(self._record)
+            self._record = np.pad(self._record, ((0, more), (0, 0)))
+            self._status = np.pad(self._status, ((0, more), (0, 0)))
+
     def release(self) -> tuple[Records, NDArray[np.int8]]:
         """Hands out all that is held, records and status, (seconds, slots) each, and forgets it."""
         held = self._record[: self._length].copy(), self._status[: self._length].copy()
         self._released += self._length
         self._length = 0
         return held
+
+    def save_state(self) -> State:
+        """A copy of what is held."""
+        held = self._record[: self._length], self._status[: self._length]
+        return {"released": self._released, "record": copied(held[0]), "status": copied(held[1])}
+
+    def restore_state(self, state: State) -> None:
+        """Goes back, or on, to a state of :meth:`save_state`."""
+        self._released, self._length = state["released"], len(state["record"])
+        self._reserve(self._length)
+        overwrite(self._record[: self._length], state["record"])
+        overwrite(self._status[: self._length], state["status"])
 
     def column(self, name: str, last_s: int | None = None) -> NDArray[Any]:
         """A column of the record.

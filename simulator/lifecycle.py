@@ -1,21 +1,33 @@
-"""Instance life in SimPy: empty → loading → serving → draining → sleeping or empty.
+"""Instance life: empty → loading → serving → draining → sleeping or empty; failures, and foreign machines on slots.
 
-A slot pursues the last target it was given; a transition that has begun to load is carried through first.
+A slot pursues the last target it was given; a load that has begun is carried through first, unless the slot fails.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-import simpy
 from numpy.typing import NDArray
 
+from .agenda import Agenda
 from .deployments import Deployment
-from .kernels.state import DRAINING, EMPTY, LOADING, SERVING, SLEEPING, Records
+from .errors import InputError
+from .kernels.state import (
+    DRAINING,
+    EMPTY,
+    FAILED,
+    FOREVER,
+    LOADING,
+    SERVING,
+    SLEEPING,
+    STATUS_NAMES,
+    TENANT,
+    Records,
+)
+from .snapshot import State, generator_from, generator_state
 from .units import PS_PER_S
 
 DRAIN_POLL_PS = PS_PER_S // 4
@@ -32,8 +44,7 @@ class Target(IntEnum):
     SERVE = 3
 
 
-@dataclass(frozen=True)
-class Transition:
+class Transition(NamedTuple):
     """One change of a slot's state, for the log."""
 
     time_ps: int
@@ -44,26 +55,37 @@ class Transition:
 class Lifecycle:
     """Carries out targets for all slots.
 
+    What a slot waits for (the end of a load or a repair, the next look at a drain) is one event of the agenda; which of
+    the three it is follows from the slot's status.
+
     Args:
-        world: The SimPy environment, in picoseconds.
-        slots: The engine's slots, whose ``status`` and ``deployment`` this class owns.
+        agenda: Events to come.
+        slots: The engine's slots, whose ``status``, ``deployment`` and ``load_w`` this class owns.
         deployments: All deployments.
         index: int64 (slots, models): deployment of each model on each slot, -1 if it does not fit.
         rng: Source of the variation of start times.
         clear_cache: Empties the KV cache of a slot, for its deployment of that time.
+        evict: Is told of every slot that has just failed, and takes its requests away.
+
+    Attributes:
+        target: int64 (slots,): what each slot is to become.
+        ready_ps: int64 (slots,): when the load or repair under way ends, or the last one ended.
+        transitions: The log.
+        starts: Loads and wakes so far.
     """
 
     def __init__(
         self,
-        world: simpy.Environment,
+        agenda: Agenda,
         slots: Records,
         deployments: Sequence[Deployment],
         index: NDArray[np.int64],
         rng: np.random.Generator,
         clear_cache: Callable[[int], None],
+        evict: Callable[[int], None],
     ) -> None:
-        self._world, self._slots, self._deployments, self._index = world, slots, deployments, index
-        self._rng, self._clear_cache = rng, clear_cache
+        self._agenda, self._slots, self._deployments, self._index = agenda, slots, deployments, index
+        self._rng, self._clear_cache, self._evict = rng, clear_cache, evict
         self.target = np.where(slots["status"] == SERVING, Target.SERVE + self._models(), 0).astype(np.int64)
         self.target[slots["status"] == SLEEPING] = Target.SLEEP
         self.target[slots["status"] == EMPTY] = Target.OFF
@@ -71,6 +93,8 @@ class Lifecycle:
         self.transitions: list[Transition] = []
         self.starts = 0
         self._busy = np.zeros(len(self.target), bool)
+        self._turn = np.zeros(len(self.target), np.int64)
+        agenda.on("slot", self._go_on)
 
     def _models(self) -> NDArray[np.int64]:
         return np.array([self._deployments[d].model for d in self._slots["deployment"]], np.int64)
@@ -80,36 +104,124 @@ class Lifecycle:
         return bool(self._index[slot, model] >= 0)
 
     def command(self, slot: int, target: int) -> None:
-        """Sets the target of a slot; ``Target.KEEP`` and targets that the slot cannot reach leave it as it is."""
+        """Sets the target of a slot; ``Target.KEEP`` and targets that the slot cannot reach leave it as it is.
+
+        A slot that has failed or has a tenant pursues it afterwards.
+        """
         if target == Target.KEEP or (target >= Target.SERVE and not self.fits(slot, target - Target.SERVE)):
             return
         if target == self.target[slot]:
             return
         self.target[slot] = target
         if not self._busy[slot]:
-            self._busy[slot] = True
-            self._world.process(self._pursue(slot))
+            self._wait(slot, self._agenda.now_ps)
+
+    def fail(self, *slots: int, repair_ps: int) -> None:
+        """Lets slots fail at one instant: whatever they do is lost.
+
+        Once repaired, they are empty and pursue their targets. Repairs do not add up: of several under way, the one
+        that ends last counts.
+
+        Raises:
+            InputError: The repair takes negative time.
+        """
+        if repair_ps < 0:
+            raise InputError("repair", f"takes {repair_ps} ps", "Give a time of at least 0")
+        due_ps = min(self._agenda.now_ps + repair_ps, int(FOREVER))
+        struck = [slot for slot in slots if self._slots["status"][slot] != FAILED]
+        for slot in struck:
+            self._slots["load_w"][slot] = 0.0
+            self._set(slot, FAILED)
+        for slot in slots:
+            if slot in struck or due_ps > self.ready_ps[slot]:
+                self.ready_ps[slot] = due_ps
+                self._wait(slot, due_ps)
+        for slot in struck:
+            self._evict(slot)  # when all have failed, lest requests flee from one to the next
+
+    def occupy(self, slot: int, load_w: float) -> None:
+        """Gives an empty or sleeping slot to a foreign machine that draws ``load_w``; the weights in it are dropped.
+
+        Raises:
+            InputError: The slot is neither empty nor asleep, or the power is negative or no number.
+        """
+        status = self._slots["status"][slot]
+        if status not in (EMPTY, SLEEPING):
+            raise InputError(
+                f"slot {slot}", f"is {STATUS_NAMES[status]}", "Choose one that is empty or asleep for a tenant"
+            )
+        _check_load(slot, load_w)
+        self._turn[slot] += 1
+        self._busy[slot] = True
+        self._slots["load_w"][slot] = load_w
+        self._set(slot, TENANT)
+
+    def set_load(self, slot: int, load_w: float) -> None:
+        """Changes what the foreign machine on a slot draws, watts of the whole slot.
+
+        Raises:
+            InputError: There is none on the slot, or the power is negative or no number.
+        """
+        self._check_tenant(slot)
+        _check_load(slot, load_w)
+        self._slots["load_w"][slot] = load_w
+
+    def vacate(self, slot: int) -> None:
+        """Lets the foreign machine leave a slot, which then pursues its target.
+
+        Raises:
+            InputError: There is none on the slot; it may have failed.
+        """
+        self._check_tenant(slot)
+        self._slots["load_w"][slot] = 0.0
+        self._set(slot, EMPTY)
+        self._wait(slot, self._agenda.now_ps)
+
+    def _check_tenant(self, slot: int) -> None:
+        status = self._slots["status"][slot]
+        if status != TENANT:
+            raise InputError(f"slot {slot}", f"has no tenant: it is {STATUS_NAMES[status]}", "Occupy it first")
 
     def _set(self, slot: int, status: int) -> None:
         self._slots["status"][slot] = status
         self._slots["governed"][slot] = 0
-        self.transitions.append(Transition(int(self._world.now), slot, status))
+        self.transitions.append(Transition(self._agenda.now_ps, int(slot), status))
+
+    def _wait(self, slot: int, due_ps: int) -> None:
+        """Lets a slot go on at ``due_ps``; what it waited for until now no longer counts."""
+        self._busy[slot] = True
+        self._turn[slot] += 1
+        self._agenda.at(due_ps, "slot", int(slot), int(self._turn[slot]))
+
+    def _go_on(self, values: tuple[int, ...]) -> None:
+        slot, turn = values
+        if turn != self._turn[slot]:
+            return
+        status = self._slots["status"][slot]
+        if status == LOADING or (status == DRAINING and self.target[slot] == self._holds(slot)):
+            self._set(slot, SERVING)
+        elif status == FAILED:
+            self._set(slot, EMPTY)
+        self._pursue(slot)
 
     def _holds(self, slot: int) -> int:
         """Target that would be met by serving what the slot holds now."""
         return int(Target.SERVE) + self._deployments[int(self._slots["deployment"][slot])].model
 
-    def _pursue(self, slot: int) -> Generator[simpy.Event, Any, None]:
+    def _pursue(self, slot: int) -> None:
+        """Moves a slot towards its target until it must wait."""
         status = self._slots["status"]
         while not self._reached(slot):
             if status[slot] == SERVING:
                 self._set(slot, DRAINING)
+            elif status[slot] == DRAINING and self._slots["outstanding"][slot] > 0:
+                return self._wait(slot, self._agenda.now_ps + DRAIN_POLL_PS)
             elif status[slot] == DRAINING:
-                yield from self._drain(slot)
+                self._set(slot, SLEEPING if self.target[slot] == Target.SLEEP else EMPTY)
             elif status[slot] == SLEEPING and self.target[slot] != self._holds(slot):
                 self._set(slot, EMPTY)
             else:
-                yield from self._start(slot, woken=status[slot] == SLEEPING)
+                return self._start(slot, woken=status[slot] == SLEEPING)
         self._busy[slot] = False
 
     def _reached(self, slot: int) -> bool:
@@ -119,15 +231,7 @@ class Lifecycle:
         # An empty slot has nothing to put to sleep and is as good as asleep.
         return bool(status == EMPTY or (status == SLEEPING and target == Target.SLEEP))
 
-    def _drain(self, slot: int) -> Generator[simpy.Event, Any, None]:
-        while self._slots["outstanding"][slot] > 0:
-            yield self._world.timeout(DRAIN_POLL_PS)
-            if self.target[slot] == self._holds(slot):
-                self._set(slot, SERVING)
-                return
-        self._set(slot, SLEEPING if self.target[slot] == Target.SLEEP else EMPTY)
-
-    def _start(self, slot: int, *, woken: bool) -> Generator[simpy.Event, Any, None]:
+    def _start(self, slot: int, *, woken: bool) -> None:
         number = int(self._index[slot, self.target[slot] - Target.SERVE])
         deployment = self._deployments[number]
         seconds = deployment.wake_s if woken else deployment.load_s
@@ -136,7 +240,32 @@ class Lifecycle:
         self._clear_cache(slot)
         self._set(slot, LOADING)
         self.starts += 1
-        delay = round(seconds * PS_PER_S)
-        self.ready_ps[slot] = int(self._world.now) + delay
-        yield self._world.timeout(delay)
-        self._set(slot, SERVING)
+        self.ready_ps[slot] = self._agenda.now_ps + round(seconds * PS_PER_S)
+        self._wait(slot, int(self.ready_ps[slot]))
+
+    def save_state(self) -> State:
+        """Everything but the slots' own records and the agenda."""
+        return {
+            "target": self.target.copy(),
+            "ready_ps": self.ready_ps.copy(),
+            "busy": self._busy.copy(),
+            "turn": self._turn.copy(),
+            "transitions": tuple(self.transitions),
+            "starts": self.starts,
+            "rng": generator_state(self._rng),
+        }
+
+    def restore_state(self, state: State) -> None:
+        """Takes up a state of :meth:`save_state`; slots and agenda are restored by their owners."""
+        self.target[...], self.ready_ps[...] = state["target"], state["ready_ps"]
+        self._busy[...], self._turn[...] = state["busy"], state["turn"]
+        # From memory they come as they are, from bytes as lists.
+        changes = state["transitions"]
+        self.transitions = [c if isinstance(c, Transition) else Transition(*c) for c in changes]
+        self.starts = state["starts"]
+        self._rng = generator_from(state["rng"])
+
+
+def _check_load(slot: int, load_w: float) -> None:
+    if not 0.0 <= load_w < float("inf"):
+        raise InputError(f"slot {slot}", f"cannot draw {load_w} W", "Give watts of at least 0")

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .cluster import Blueprint, Cluster
+from .blueprint import Blueprint
+from .cluster import Cluster
 from .results import ResultsWriter
 from .window import remaining
 from .workload.stream import RequestStream

@@ -302,6 +302,28 @@ def test_traces_too_short_or_patchy_to_cut_are_refused(call: Callable[..., Any],
             assert left_behind() == []
 
 
+def test_a_streamed_trace_fares_as_one_that_is_read_whole(call: Callable[..., Any], trace: Trace) -> None:
+    file = trace(ROWS)
+    common = ("simulate", "--scenario", "small", "--workload", file, "--json", "-")
+    code, out, err = call(*common, "--agent", "least-outstanding", "--stream", "--out", "streamed")
+    assert code == 0, err
+    streamed = json.loads(out)
+    code, out, _ = call(*common, "--agent", "least-outstanding", "--out", "whole")
+    whole = json.loads(out)
+    assert streamed["requests"] == whole["requests"] == len(ROWS)
+    assert streamed["output_tokens"] == whole["output_tokens"] == sum(row[2] for row in ROWS)
+    one, other = (pq.read_table(f"{folder}/requests.parquet") for folder in ("streamed", "whole"))
+    assert sorted(one["finish_ps"].to_pylist()) == sorted(other["finish_ps"].to_pylist())
+    assert sum(one["met_slo"].to_pylist()) == streamed["requests_met_slo"]
+
+
+def test_a_stream_needs_a_trace_a_folder_and_a_router(call: Callable[..., Any], trace: Trace) -> None:
+    code, _, err = call("simulate", "--stream")
+    assert code == 2 and "--workload FILE and --out FOLDER" in err
+    code, _, err = call("simulate", "--stream", "--workload", trace(ROWS), "--out", "o", "--agent", "best-constant")
+    assert code == 2 and "power-of-two" in err and not Path("o").exists()
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy after a single rollout."""

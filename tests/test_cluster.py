@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from llmcluster.simulator.blueprint import Blueprint
 from llmcluster.simulator.catalog import Catalog
-from llmcluster.simulator.cluster import Blueprint, Cluster
+from llmcluster.simulator.cluster import Cluster
 from llmcluster.simulator.errors import InputError
 from llmcluster.simulator.kernels.state import (
     AT_GATEWAY,

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llmcluster.simulator.cluster import Blueprint, Cluster
+from llmcluster.simulator.blueprint import Blueprint
+from llmcluster.simulator.cluster import Cluster
 from llmcluster.simulator.kernels.cluster import advance
 from llmcluster.simulator.kernels.state import BIN_PS, FINISHED, REJECTED, TIMED_OUT, Engine, Tables
 from llmcluster.simulator.topology import ClusterSpec

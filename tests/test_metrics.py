@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from llmcluster.simulator.cluster import Blueprint, Cluster
+from llmcluster.simulator.blueprint import Blueprint
+from llmcluster.simulator.cluster import Cluster
 from llmcluster.simulator.kernels.state import FINISHED, PENDING, REJECTED, TIMED_OUT
 from llmcluster.simulator.lifecycle import Target
 from llmcluster.simulator.metrics import Latencies, SloLimits, met_slo, overdue, summarize

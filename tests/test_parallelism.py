@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from llmcluster.simulator.blueprint import Blueprint
 from llmcluster.simulator.catalog import Catalog, ModelSpec
-from llmcluster.simulator.cluster import Blueprint, Cluster
+from llmcluster.simulator.cluster import Cluster
 from llmcluster.simulator.communication import all_reduce_s, all_to_all_s, hand_on_s
 from llmcluster.simulator.errors import InputError
 from llmcluster.simulator.experts import busiest_experts, busiest_pairs, normal_maximum

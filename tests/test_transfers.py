@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from llmcluster.simulator.blueprint import Blueprint
 from llmcluster.simulator.catalog import Catalog
-from llmcluster.simulator.cluster import Blueprint
 from llmcluster.simulator.errors import InputError
 from llmcluster.simulator.topology import ClusterSpec, EngineSpec
 from llmcluster.simulator.transfers import kv_transfer_s, load_time_s, wake_time_s

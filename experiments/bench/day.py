@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ...simulator.cluster import Blueprint, Cluster
+from ...simulator.blueprint import Blueprint
+from ...simulator.cluster import Cluster
 from ...simulator.errors import InputError
 from ...simulator.results import Names, ResultsWriter
 from ...simulator.topology import ClusterSpec, RackSpec, RowSpec, ServerSpec, lay_out

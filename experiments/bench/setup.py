@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...simulator.cluster import Blueprint, Cluster
+from ...simulator.blueprint import Blueprint
+from ...simulator.cluster import Cluster
 from ...simulator.topology import ClusterSpec, RackSpec, RowSpec, ServerSpec
 from ...simulator.workload.table import RequestTable
 

@@ -54,5 +54,5 @@ def kernel(function: F) -> F:
 
 
 def part(function: F) -> F:
-    """Like :func:`kernel` for what is called on the hot path: inlined, since an engine is a large argument to pass."""
+    """Like :func:`kernel` for what is called on the hot path: inlined by force."""
     return _compiled(function, forceinline=True)

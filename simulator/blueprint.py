@@ -1,0 +1,64 @@
+"""A cluster laid out: what does not change between its runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .catalog import Catalog
+from .deployments import Deployment, deploy, stack
+from .errors import InputError
+from .kernels.state import Tables
+from .topology import ClusterSpec, Slot, lay_out
+
+
+@dataclass(frozen=True, eq=False)
+class Blueprint:
+    """What does not change between runs of one cluster; build it once and share it.
+
+    Attributes:
+        spec: The specification.
+        slots: All slots, R of them.
+        models: Names of the models.
+        deployments: Every model on every kind of slot that can hold it.
+        index: int64 (R, models): deployment of each model on each slot, -1 if it does not fit.
+        tables: The same as the engine's arrays.
+        initial: int64 (R,): deployment at the start.
+    """
+
+    spec: ClusterSpec
+    slots: tuple[Slot, ...]
+    models: tuple[str, ...]
+    deployments: tuple[Deployment, ...]
+    index: NDArray[np.int64]
+    tables: Tables
+    initial: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, spec: ClusterSpec, catalog: Catalog | None = None) -> Blueprint:
+        """Lays the cluster out.
+
+        Raises:
+            InputError: A name is unknown, or a model does not fit its slot.
+        """
+        slots, models = lay_out(spec), spec.served_models()
+        if not models:
+            raise InputError("cluster.models", "no model is named", "Name one here or as the model of a server")
+        deployments, index = deploy(slots, models, spec.engine, catalog or Catalog.builtin())
+        initial = [
+            index[r, models.index(s.spec.model)] if s.spec.model else index[r].max() for r, s in enumerate(slots)
+        ]
+        tables = stack(deployments, spec.engine)
+        return cls(spec, slots, models, tuple(deployments), index, tables, np.array(initial, np.int64))
+
+    @property
+    def cap_max_w(self) -> NDArray[np.float64]:
+        """Highest power limit of each slot, watts (R,)."""
+        return np.array([self.deployments[d].power.cap_max_w for d in self.initial])
+
+    @property
+    def cap_min_w(self) -> NDArray[np.float64]:
+        """Lowest power limit of each slot, watts (R,)."""
+        return np.array([self.deployments[d].power.cap_min_w for d in self.initial])
