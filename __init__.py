@@ -11,14 +11,16 @@ from gymnasium.envs.registration import register, registry
 if TYPE_CHECKING:
     from .envs.cluster_env import LLMClusterEnv
     from .envs.scenario import Scenario, load_scenario, scenario_names
+    from .envs.vector_env import LLMClusterVectorEnv
     from .simulator.errors import InputError
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "LLMClusterEnv", "Scenario", "load_scenario", "scenario_names"]
+__all__ = ["InputError", "LLMClusterEnv", "LLMClusterVectorEnv", "Scenario", "load_scenario", "scenario_names"]
 
 _HOMES = {
     "InputError": "simulator.errors",
     "LLMClusterEnv": "envs.cluster_env",
+    "LLMClusterVectorEnv": "envs.vector_env",
     "Scenario": "envs.scenario",
     "load_scenario": "envs.scenario",
     "scenario_names": "envs.scenario",
@@ -29,7 +31,12 @@ def _register() -> None:
     """Enters the environments; Gymnasium truncates them by the scenario's horizon, so no time limit is given here."""
     for name, scenario in (("LLMCluster-v0", "default"), ("LLMClusterSmall-v0", "small")):
         if name not in registry:
-            register(name, entry_point="llmcluster.envs.cluster_env:LLMClusterEnv", kwargs={"scenario": scenario})
+            register(
+                name,
+                entry_point="llmcluster.envs.cluster_env:LLMClusterEnv",
+                vector_entry_point="llmcluster.envs.vector_env:LLMClusterVectorEnv",
+                kwargs={"scenario": scenario},
+            )
 
 
 def __getattr__(name: str) -> Any:

@@ -32,11 +32,13 @@ class Constant(Heuristic):
 
 
 def first_fit(task: Task, view: View) -> int:
-    """The first slot that is empty or asleep and can hold the pending instance; NOWHERE if there is none."""
+    """The first slot that is empty or asleep and can hold what waits for one; NOWHERE if there is none."""
     pending = [view.cluster(f"pending_model_{name}") > 0 for name in task.fleet.models]
-    if not any(pending):
+    free = view.slot("is_empty") + view.slot("is_sleeping") > 0
+    if any(pending):
+        free &= task.fleet.fits[:, pending.index(True)]
+    elif task.scenario.tenants is None or view.cluster("pending_tenant") == 0:
         return NOWHERE
-    free = (view.slot("is_empty") + view.slot("is_sleeping") > 0) & task.fleet.fits[:, pending.index(True)]
     return int(free.argmax()) if free.any() else NOWHERE
 
 
@@ -113,12 +115,20 @@ class LeastOutstanding(Constant):
 
 
 class UniformCap(Constant):
-    """All slots on, all capped alike so that the lowest budget there ever is holds: safe whatever happens."""
+    """All slots on, all capped alike so that the lowest limits there ever are hold: safe whatever happens."""
 
     def __init__(self, task: Task) -> None:
+        row = np.array([slot.row for slot in task.blueprint.slots])
         chosen = np.ones(len(task.fleet), bool)
-        budget_w = min(task.scenario.budget.levels) * float(task.fleet.cap_max_w.sum())
-        super().__init__(task, only(task, chosen, highest_level(task, chosen, budget_w), "least-outstanding"))
+        levels = [highest_level(task, chosen, _watts(task, chosen, task.scenario.lowest_limit()))]
+        for i in range(len(task.scenario.cluster.rows)):
+            levels.append(highest_level(task, row == i, _watts(task, row == i, task.scenario.lowest_limit(i))))
+        super().__init__(task, only(task, chosen, min(levels), "least-outstanding"))
+
+
+def _watts(task: Task, slots: NDArray[np.bool_], share: float) -> float:
+    """A share of the TDPs of some slots."""
+    return share * float(task.fleet.cap_max_w[slots].sum())
 
 
 class Random(Heuristic):

@@ -13,14 +13,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..forecaster import make_forecaster
 from ..simulator.blueprint import Blueprint
+from ..simulator.cluster import EngineName
+from ..simulator.drivers import ENGINE_NAMES
 from ..simulator.errors import InputError
 from ..simulator.snapshot import Snapshot, State, fingerprint, generator_from, generator_state
 from ..simulator.workload.spec import WorkloadSpec, generate
 from ..simulator.workload.table import RequestTable
 from ..simulator.workload.traces import resolve
 from .codec import ActionCodec
+from .features import senses_of
 from .observation import Observation, ObservationBuilder
-from .plant import SimulatedPlant, fleet_of
+from .plant import SimulatedPlant, TickOutcome, fleet_of
 from .rendering import draw_ansi, draw_rgb
 from .reward import reward_terms
 from .scenario import Scenario, load_scenario
@@ -54,8 +57,9 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
 
     ## Reward
     The sum of ``info["reward_terms"]``: energy (cost), output tokens of requests that met their SLO, SLO misses (cost),
-    overshoot of the budget (cost) and pending instances (cost), each about 1 at full load times its weight.
-    ``info["cost"]`` is the constraint cost: overshoot of the budget plus missed requests, without weights.
+    overshoot of the budget and of the rows' limits (cost), pending instances (cost), and the price and the CO₂ of the
+    energy (costs), each about 1 at full load times its weight. ``info["cost"]`` is the constraint cost: overshoot of
+    all limits plus missed requests, without weights.
 
     ## Episode
     Starts as the scenario says; never terminates; is truncated after ``horizon_s``.
@@ -70,6 +74,7 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
             then scaled, or a dict like the scenario's.
         encoding: ``discrete`` or ``box``.
         forecaster: Replaces the scenario's forecaster: ``none`` or ``persistence``.
+        engine: ``compiled``, or ``reference``: SimPy, one event per iteration, the same result a thousand times slower.
         render_mode: ``rgb_array``, ``ansi`` or ``None``.
 
     Raises:
@@ -85,10 +90,14 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
         workload: str | Path | dict[str, Any] | WorkloadSpec | None = None,
         encoding: str = "discrete",
         forecaster: str | None = None,
+        engine: EngineName = "compiled",
         render_mode: str | None = None,
     ) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise InputError("render_mode", f"'{render_mode}' is unknown", "Use 'rgb_array' or 'ansi'")
+        if engine not in ENGINE_NAMES:
+            raise InputError("engine", f"'{engine}' is unknown", f"Use one of {', '.join(ENGINE_NAMES)}")
+        self.engine: EngineName = engine
         self.scenario = _with_workload(load_scenario(scenario), workload)
         try:
             self.blueprint = Blueprint.of(self.scenario.cluster)
@@ -97,7 +106,8 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
         self.fleet = fleet_of(self.blueprint)
         self.codec = ActionCodec(self.fleet, self.scenario.actions.groups, self.scenario.actions.levels, encoding)
         reward = self.scenario.reward
-        self.observations = ObservationBuilder(self.fleet, reward.requests_per_s, TOKENS_PER_S)
+        senses = senses_of(self.scenario, self.fleet)
+        self.observations = ObservationBuilder(self.fleet, reward.requests_per_s, TOKENS_PER_S, senses)
         self.observation_space: gym.spaces.Dict = self.observations.space()  # type: ignore[assignment]
         self.action_space = self.codec.space()
         self.render_mode = render_mode
@@ -117,7 +127,8 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
 
         Args:
             seed: Seeds everything that is random from here on.
-            options: ``{"requests": RequestTable}`` plays just these requests.
+            options: ``{"requests": RequestTable}`` plays just these requests; ``{"observer": Observer}`` lets one watch
+                the reference engine.
 
         Returns:
             Observation and info.
@@ -140,7 +151,10 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
         elif len(requests) and requests.slo_class.max() >= len(self.scenario.slo):
             known = ", ".join(self.scenario.slo)
             raise InputError("options['requests']", "has SLO classes that the scenario lacks", f"It has {known}")
-        self.plant = SimulatedPlant(self.scenario, self.blueprint, self.fleet, requests, plant_rng)
+        observer = (options or {}).get("observer")
+        self.plant = SimulatedPlant(
+            self.scenario, self.blueprint, self.fleet, requests, plant_rng, self.engine, observer
+        )
         self.forecaster.reset(len(self.fleet) + 1)
         self._ticks = 0
         observation = self._observe(self.plant)
@@ -157,23 +171,36 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
             Observation, reward, terminated (never), truncated (at the horizon) and info with ``reward_terms``,
             ``cost``, ``action_mask``, ``time_s`` and readings of the tick.
         """
+        plant = self.begin(action)
+        return self.finish(plant.advance())
+
+    def begin(self, action: ArrayLike) -> SimulatedPlant:
+        """The first half of a step: carries the action out, and gives the plant whose tick is to be run."""
         if self.plant is None:
             raise gym.error.ResetNeeded("Call env.reset() before env.step().")
         self.plant.apply(self.codec.decode(action))
-        outcome = self.plant.advance()
+        return self.plant
+
+    def finish(self, outcome: TickOutcome) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """The second half of a step: what :meth:`step` returns, once the tick has been run."""
+        assert self.plant is not None
         observation = self._observe(self.plant)
         terms = reward_terms(outcome, self.scenario, self._tdp_w)
         self._ticks += 1
         misses = outcome.misses + outcome.overdue
+        over_j = outcome.over_budget_j + sum(outcome.over_rows_j)
         info = {
             "reward_terms": terms,
-            "cost": outcome.over_budget_j / (self._tdp_w * self.scenario.tick_s) + misses / max(outcome.left, 1),
+            "cost": over_j / (self._tdp_w * self.scenario.tick_s) + misses / max(outcome.left, 1),
             "action_mask": self.action_masks(),
             "time_s": float(self._ticks * self.scenario.tick_s),
             "energy_j": outcome.energy_j,
             "good_tokens": outcome.good_tokens,
             "slo_misses": misses,
             "over_budget_j": outcome.over_budget_j,
+            "over_rows_j": list(outcome.over_rows_j),
+            "energy_cost": outcome.energy_cost,
+            "carbon_g": outcome.carbon_g,
         }
         return observation, float(sum(terms.values())), False, self._ticks >= self.scenario.ticks, info
 

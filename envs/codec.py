@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..simulator.errors import InputError
 from .actions import NOWHERE, ROUTERS, SERVE, ClusterAction
-from .telemetry import Fleet, Telemetry
+from .telemetry import NOBODY_ASKS, TENANT_ASKS, Fleet, Telemetry
 
 Group = Literal["route", "cap", "clock", "lifecycle", "place"]
 Encoding = Literal["discrete", "box"]
@@ -177,9 +177,11 @@ class ActionCodec:
         return mask
 
     def _places(self, telemetry: Telemetry) -> NDArray[np.bool_]:
-        if telemetry.pending_model < 0:
+        if telemetry.pending_model == NOBODY_ASKS:
             return np.zeros(len(self.fleet), bool)
         free = (telemetry.status == 0) | (telemetry.status == 4)
+        if telemetry.pending_model == TENANT_ASKS:
+            return np.asarray(free)
         places: NDArray[np.bool_] = free & self.fleet.fits[:, telemetry.pending_model]
         return places
 

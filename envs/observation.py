@@ -5,39 +5,38 @@ Every feature has a public name, unit and scale; values are readings divided by 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from itertools import chain
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
 from ..forecaster import QUANTILES, TARGETS
+from .features import TEMPERATURE_C, Feature, Reading, Sense, Senses
 from .telemetry import LEAD_TIMES_S, Fleet, Telemetry
 
 LIMIT = 10.0
 Observation = dict[str, NDArray[np.float32]]
 
 
-@dataclass(frozen=True)
-class Feature:
-    """One number of the observation.
-
-    Attributes:
-        name: Public name.
-        unit: Unit of the reading; empty if it has none.
-        scale: What the reading is divided by; ``nan`` where it differs by slot (power: the slot's TDP).
-    """
-
-    name: str
-    unit: str
-    scale: float = 1.0
-
-
 STATUS_FEATURES = ("empty", "loading", "serving", "draining", "sleeping")
 BACKLOG_SCALE = 32.0
 """Waiting requests are shown as log2(1 + n / this)."""
-TEMPERATURE_C = (30.0, 60.0)
-"""Temperatures are shown as (reading - first) / second."""
+
+
+NOTHING_ELSE = Senses()
+
+
+def _features(senses: tuple[Sense, ...]) -> Iterator[Feature]:
+    return chain.from_iterable(sense.features for sense in senses)
+
+
+def _values(senses: tuple[Sense, ...], now: Telemetry) -> Iterator[Reading]:
+    """What the senses read, by the scale of each feature."""
+    for sense in senses:
+        for feature, reading in zip(sense.features, sense.read(now), strict=True):
+            yield reading / feature.scale
 
 
 class ObservationBuilder:
@@ -47,10 +46,11 @@ class ObservationBuilder:
         fleet: The slots.
         requests_per_s: Rate that counts as 1.
         tokens_per_s: Prompt and output token rate of one slot that counts as 1.
+        senses: What the scenario has beyond the features that all have; theirs come last.
     """
 
-    def __init__(self, fleet: Fleet, requests_per_s: float, tokens_per_s: float) -> None:
-        self.fleet = fleet
+    def __init__(self, fleet: Fleet, requests_per_s: float, tokens_per_s: float, senses: Senses = NOTHING_ELSE) -> None:
+        self.fleet, self._senses = fleet, senses
         self._requests_per_s, self._tokens_per_s = requests_per_s, tokens_per_s
         self._tdp_w = fleet.cap_max_w
         self._total_w = float(fleet.cap_max_w.sum())
@@ -73,6 +73,7 @@ class ObservationBuilder:
             Feature("rank", ""),
             Feature("rank_within_gpu_type", ""),
             *models,
+            *_features(senses.slots),
         )
         self.cluster_features = (
             Feature("arrivals", "requests/s", requests_per_s),
@@ -86,6 +87,7 @@ class ObservationBuilder:
             Feature("serving_slots", "", float(size)),
             Feature("pending_instances", "", float(size)),
             *(Feature(f"pending_{m.name}", "") for m in models),
+            *_features(senses.cluster),
         )
         self.forecast_features = tuple(f"{target}_q{quantile:g}" for target in TARGETS for quantile in QUANTILES)
         self._static = self._static_features()
@@ -141,7 +143,11 @@ class ObservationBuilder:
         )
         for i, column in enumerate(columns, 5):
             slots[:, i] = column
-        slots[:, 5 + len(columns) :] = now.model[:, None] == np.arange(len(fleet.models))
+        seen = 5 + len(columns)
+        others = seen + len(fleet.models)
+        slots[:, seen:others] = now.model[:, None] == np.arange(len(fleet.models))
+        for i, reading in enumerate(_values(self._senses.slots, now), others):
+            slots[:, i] = reading
         pending = [float(now.pending_model == m) for m in range(len(fleet.models))]
         cluster = np.array(
             [
@@ -156,6 +162,7 @@ class ObservationBuilder:
                 np.count_nonzero(now.status == 2) / size,
                 now.pending_instances / size,
                 *pending,
+                *_values(self._senses.cluster, now),
             ],
             np.float32,
         )

@@ -9,17 +9,25 @@ from functools import cached_property
 import numpy as np
 
 from ..simulator.blueprint import Blueprint
-from ..simulator.cluster import Cluster
-from ..simulator.kernels.state import LOADING
+from ..simulator.cluster import Cluster, EngineName
+from ..simulator.facility import Facility
+from ..simulator.kernels.state import EMPTY, LOADING, SLEEPING
 from ..simulator.lifecycle import Target
+from ..simulator.limits import PowerLimit
 from ..simulator.metrics import SloLimits, Summary, met_slo, overdue, summarize
-from ..simulator.signals import PiecewiseLinear, random_holds
+from ..simulator.reference.observer import Observer
+from ..simulator.signals import PiecewiseLinear
 from ..simulator.snapshot import Snapshot, fingerprint, generator_from, generator_state
-from ..simulator.units import PS_PER_S, to_ps
+from ..simulator.tenants import Tenants
+from ..simulator.units import J_PER_KWH, PS_PER_S, to_ps
 from ..simulator.workload.table import RequestTable
 from .actions import NOWHERE, ClusterAction
 from .scenario import Scenario
-from .telemetry import F64, LEAD_TIMES_S, Fleet, Telemetry
+from .telemetry import F64, I64, LEAD_TIMES_S, NOBODY_ASKS, TENANT_ASKS, Fleet, Telemetry
+from .world import World, draw_world
+
+FREE = (EMPTY, SLEEPING)
+"""States of a slot that an instance or a tenant may take, those that lose nothing first."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,10 @@ class TickOutcome:
         misses: Requests that left and missed it.
         overdue: Requests still there that can no longer meet it (counted once, at the end of the episode).
         over_budget_j: Energy above the budget.
-        pending_instances: Instances waiting for a slot.
+        pending_instances: Instances and tenants waiting for a slot.
+        over_rows_j: Energy above the limit of each row that has one.
+        energy_cost: Price of the energy, 0 without a price.
+        carbon_g: Its CO₂, grams, 0 without a carbon intensity.
     """
 
     energy_j: float
@@ -43,6 +54,9 @@ class TickOutcome:
     overdue: int
     over_budget_j: float
     pending_instances: int
+    over_rows_j: tuple[float, ...] = ()
+    energy_cost: float = 0.0
+    carbon_g: float = 0.0
 
 
 def fleet_of(blueprint: Blueprint) -> Fleet:
@@ -76,20 +90,28 @@ class SimulatedPlant:
         fleet: Its controllable side.
         requests: The workload of this run.
         rng: Source of all randomness of this run.
+        engine: ``compiled`` or ``reference``, see :class:`Cluster`.
+        observer: Watches the reference engine.
     """
 
     def __init__(
-        self, scenario: Scenario, blueprint: Blueprint, fleet: Fleet, requests: RequestTable, rng: np.random.Generator
+        self,
+        scenario: Scenario,
+        blueprint: Blueprint,
+        fleet: Fleet,
+        requests: RequestTable,
+        rng: np.random.Generator,
+        engine: EngineName = "compiled",
+        observer: Observer | None = None,
     ) -> None:
         self.scenario, self._fleet = scenario, fleet
-        cluster_rng, budget_rng, instance_rng = rng.spawn(3)
-        self.cluster = Cluster(blueprint, requests, cluster_rng, scenario.horizon_s + 64)
-        self.budget = random_holds(
-            budget_rng,
-            scenario.horizon_s + LEAD_TIMES_S[-1],
-            tuple(level * float(fleet.cap_max_w.sum()) for level in scenario.budget.levels),
-            scenario.budget.mean_hold_s,
-            scenario.budget.ramp_s,
+        cluster_rng, budget_rng, instance_rng, world_rng, tenants_rng = rng.spawn(5)
+        self._world_rngs = [generator_state(budget_rng), generator_state(world_rng)]
+        self.world = world = self._drawn_world(blueprint)
+        facility = Facility(blueprint.spec, blueprint.slots, world.outside_c, world.airflow)
+        expected_s = scenario.horizon_s + 64
+        self.cluster = Cluster(
+            blueprint, requests, cluster_rng, expected_s, scenario.faults, facility, engine, observer
         )
         self.limits = slo_limits(scenario)
         self.pending: deque[int] = deque()
@@ -97,6 +119,9 @@ class SimulatedPlant:
         self.cluster.agenda.on("instance", self._ask)
         for number in range(len(scenario.instances)):
             self._await_instance(number)
+        self.tenants: Tenants | None = None
+        if scenario.tenants is not None:
+            self.tenants = Tenants(scenario.tenants, self.cluster, tenants_rng, self.pending, TENANT_ASKS)
         self._models = np.array([d.model for d in blueprint.deployments])
         self._left = 0
         self._sent = np.zeros(2, np.int64)
@@ -106,6 +131,15 @@ class SimulatedPlant:
     def fleet(self) -> Fleet:
         """What can be controlled."""
         return self._fleet
+
+    @property
+    def budget(self) -> PowerLimit:
+        """The site's power budget."""
+        return self.world.budget
+
+    def _drawn_world(self, blueprint: Blueprint) -> World:
+        """The world of the generators' states, which are all that a saved run needs of it."""
+        return draw_world(self.scenario, blueprint, *(generator_from(rng) for rng in self._world_rngs))
 
     def _await_instance(self, number: int) -> None:
         """Lets the next instance of a kind ask for a slot in its time."""
@@ -133,24 +167,58 @@ class SimulatedPlant:
                 (action.lifecycle != Target.KEEP) & (action.lifecycle != cluster.lifecycle.target)
             ):
                 cluster.command(int(slot), int(action.lifecycle[slot]))
-        if action.place != NOWHERE and self.pending and self._is_free(action.place):
-            cluster.command(action.place, Target.SERVE + self.pending.popleft())
+        if action.place != NOWHERE and self.pending and self._may_hold(action.place, self.pending[0]):
+            self._place(action.place, self.pending.popleft())
+        if "place" not in self.scenario.actions.groups:
+            self._seat_tenants()
 
-    def _is_free(self, slot: int) -> bool:
-        status = self.cluster.engine.slots["status"][slot]
-        return status in (0, 4) and bool(self._fleet.fits[slot, self.pending[0]])
+    def _may_hold(self, slot: int, asks: int) -> bool:
+        """Whether a slot is free, and large enough for the model that asks."""
+        if asks == TENANT_ASKS:
+            self.cluster.settle()  # lest an instance be on its way in
+        free = self.cluster.engine.slots["status"][slot] in FREE
+        return free and (asks == TENANT_ASKS or bool(self._fleet.fits[slot, asks]))
+
+    def _place(self, slot: int, asks: int) -> None:
+        if asks != TENANT_ASKS:
+            self.cluster.command(slot, Target.SERVE + asks)
+        elif self.tenants is not None:
+            self.tenants.move_in(slot)
+
+    def _seat_tenants(self) -> None:
+        """Where nobody places them, tenants take the first slot that is empty, or else the first that is asleep."""
+        if TENANT_ASKS not in self.pending:
+            return
+        self.cluster.settle()
+        status = self.cluster.engine.slots["status"]
+        free = [slot for state in FREE for slot in np.flatnonzero(status == state).tolist()]
+        for slot in free[: self.pending.count(TENANT_ASKS)]:
+            self.pending.remove(TENANT_ASKS)
+            self._place(slot, TENANT_ASKS)
+
+    @property
+    def next_tick_ps(self) -> int:
+        """When the tick ends that begins now, picoseconds."""
+        return self.cluster.now_ps + self.scenario.tick_s * PS_PER_S
 
     def advance(self) -> TickOutcome:
         """Runs one tick."""
+        self.cluster.advance(self.next_tick_ps)
+        return self.take_stock()
+
+    def take_stock(self) -> TickOutcome:
+        """What the tick brought that has just ended; to be asked once."""
         cluster, tick = self.cluster, self.scenario.tick_s
-        cluster.advance(cluster.now_ps + tick * PS_PER_S)
         done = cluster.done[self._left :]
         self._left += len(done)
         met = met_slo(cluster, done, self.limits)
         self._attainment = float(met.mean()) if len(done) else 1.0
         second = cluster.now_ps // PS_PER_S
-        power_w = cluster.history.column("energy_j", tick).sum(axis=1)
-        over_w = power_w - self.budget.at(np.arange(second - tick, second))
+        seconds = np.arange(second - tick, second)
+        slot_w = cluster.history.column("energy_j", tick)
+        power_w = slot_w.sum(axis=1)
+        over_w = power_w - self.budget.at(seconds)
+        over_rows_w = self.world.rows.over_w(slot_w, seconds)
         last = second >= self.scenario.horizon_s
         return TickOutcome(
             energy_j=float(power_w.sum()),
@@ -160,6 +228,9 @@ class SimulatedPlant:
             overdue=overdue(cluster, self.limits) if last else 0,
             over_budget_j=float(over_w.clip(min=0).sum()),
             pending_instances=len(self.pending),
+            over_rows_j=tuple(over_rows_w.sum(axis=0).tolist()),
+            energy_cost=_billed(power_w, self.world.price_per_kwh, seconds),
+            carbon_g=_billed(power_w, self.world.carbon_g_per_kwh, seconds),
         )
 
     def read(self) -> Telemetry:
@@ -179,6 +250,8 @@ class SimulatedPlant:
         arrivals_per_s, arriving_tokens_per_s = ((sent - self._sent) / tick).tolist()
         self._sent = sent
         now_s = cluster.now_ps / PS_PER_S
+        ahead_s = now_s + np.array(LEAD_TIMES_S)
+        world = self.world
         ready_in_s = np.where(slots["status"] == LOADING, (cluster.lifecycle.ready_ps - cluster.now_ps) / PS_PER_S, 0.0)
         power_w = history.column("metered_w", tick)
         return Telemetry(
@@ -199,15 +272,29 @@ class SimulatedPlant:
             arriving_tokens_per_s=arriving_tokens_per_s,
             held_at_gateway=cluster.held_at_gateway,
             slo_attainment=self._attainment,
-            budget_w=self.budget.at(now_s + np.array(LEAD_TIMES_S)),
+            budget_w=self.budget.foreseen(now_s, LEAD_TIMES_S),
             pending_instances=len(self.pending),
-            pending_model=self.pending[0] if self.pending else -1,
+            pending_model=self.pending[0] if self.pending else NOBODY_ASKS,
+            inlet_c=slots["inlet_c"].copy(),
+            row_headroom_w=world.rows.headroom_w(last("metered_w"), now_s, LEAD_TIMES_S) if world.rows.rows else None,
+            outside_c=_at(world.outside_c, ahead_s),
+            price_per_kwh=_at(world.price_per_kwh, ahead_s),
+            carbon_g_per_kwh=_at(world.carbon_g_per_kwh, ahead_s),
         )
 
     def summary(self, warmup_s: int = 0, until_s: int | None = None) -> Summary:
         """Results so far, see :func:`summarize`."""
-        seconds = np.arange(len(self.cluster.history))
-        return summarize(self.cluster, self.limits, self.budget.at(seconds), warmup_s, until_s)
+        seconds, world = np.arange(len(self.cluster.history)), self.world
+        return summarize(
+            self.cluster,
+            self.limits,
+            self.budget.at(seconds),
+            warmup_s,
+            until_s,
+            over_rows_w=world.rows.over_w(self.cluster.history.column("energy_j"), seconds),
+            price_per_kwh=_at(world.price_per_kwh, seconds),
+            carbon_g_per_kwh=_at(world.carbon_g_per_kwh, seconds),
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -224,7 +311,8 @@ class SimulatedPlant:
             self.fingerprint,
             {
                 "cluster": self.cluster.save_state(),
-                "budget": {"times_s": self.budget.times_s, "values": self.budget.values},
+                "world_rngs": self._world_rngs,
+                "tenants": self.tenants and self.tenants.save_state(),
                 "pending": list(self.pending),
                 "instance_rngs": [generator_state(rng) for rng in self._instance_rngs],
                 "left": self._left,
@@ -241,7 +329,21 @@ class SimulatedPlant:
         """
         state = snapshot.state_for(self.fingerprint)
         self.cluster.restore_state(state["cluster"])
-        self.budget = PiecewiseLinear(**state["budget"])
-        self.pending = deque(state["pending"])
+        self._world_rngs = state["world_rngs"]
+        self.world = self._drawn_world(self.cluster.blueprint)
+        self.cluster.facility.outside_c, self.cluster.facility.airflow = self.world.outside_c, self.world.airflow
+        if self.tenants is not None:
+            self.tenants.restore_state(state["tenants"])
+        self.pending.clear()
+        self.pending.extend(state["pending"])
         self._instance_rngs = [generator_from(rng) for rng in state["instance_rngs"]]
         self._left, self._sent, self._attainment = state["left"], state["sent"], state["attainment"]
+
+
+def _at(signal: PiecewiseLinear | None, time_s: F64 | I64) -> F64 | None:
+    return None if signal is None else signal.at(time_s)
+
+
+def _billed(power_w: F64, per_kwh: PiecewiseLinear | None, seconds: I64) -> float:
+    """Energy of the seconds times what a kilowatt-hour of it costs; 0 where it costs nothing."""
+    return 0.0 if per_kwh is None else float(power_w @ per_kwh.at(seconds)) / J_PER_KWH

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..simulator.kernels.state import STATUS_NAMES
 from ..simulator.units import PS_PER_S
-from .observation import STATUS_FEATURES
 from .plant import SimulatedPlant
 from .telemetry import LEAD_TIMES_S, Fleet, Telemetry
 
@@ -25,7 +25,7 @@ WINDOW_S = 600
 TILES_PER_COLUMN, LABELLED_TILES = 8, 16
 INK, FAINT, PAPER = "#222222", "#767676", "#e9ecef"
 BLUE, ORANGE, RED = "#0072b2", "#e69f00", "#d55e00"
-STATUS_COLOURS = ("#c4c8cc", "#f0e442", "#009e73", "#cc79a7", "#56b4e9")
+STATUS_COLOURS = ("#c4c8cc", "#f0e442", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#6c5b4c")
 """Okabe and Ito's colours, which the colour-blind tell apart."""
 
 
@@ -111,7 +111,7 @@ def _headline(telemetry: Telemetry, plant: SimulatedPlant) -> str:
 def _state(telemetry: Telemetry, slot: int) -> str:
     status = telemetry.status[slot]
     remaining = f" {max(telemetry.ready_in_s[slot], 0.0):.0f} s" if status == LOADING else ""
-    return STATUS_FEATURES[status] + remaining
+    return STATUS_NAMES[status] + remaining
 
 
 def _draw_tiles(axes: Axes, fleet: Fleet, telemetry: Telemetry) -> None:
@@ -160,7 +160,7 @@ def _draw_tiles(axes: Axes, fleet: Fleet, telemetry: Telemetry) -> None:
 def _draw_legend(figure: Figure) -> None:
     from matplotlib.patches import Patch
 
-    names = (*STATUS_FEATURES, "power (| cap)", "running + waiting", "KV cache")
+    names = (*STATUS_NAMES, "power (| cap)", "running + waiting", "KV cache")
     patches = [Patch(color=c, label=n) for c, n in zip((*STATUS_COLOURS, BLUE, ORANGE, FAINT), names, strict=True)]
     figure.legend(
         handles=patches, loc="lower left", bbox_to_anchor=(0.015, 0.005), ncols=8, fontsize=7, frameon=False,
@@ -176,7 +176,8 @@ def _draw_power(axes: Axes, fleet: Fleet, plant: SimulatedPlant) -> None:
     axes.plot(np.arange(-len(power_kw), 0), power_kw, color=BLUE, linewidth=1.2, label="power")
     past, ahead = np.arange(-min(now_s, WINDOW_S), 1), np.arange(LEAD_TIMES_S[-1] + 1)
     axes.plot(past, plant.budget.at(now_s + past) / 1000, color=RED, linewidth=1.6, label="budget")
-    axes.plot(ahead, plant.budget.at(now_s + ahead) / 1000, color=RED, linewidth=1.6, linestyle=":", label="announced")
+    announced_kw = plant.budget.foreseen(now_s, ahead) / 1000
+    axes.plot(ahead, announced_kw, color=RED, linewidth=1.6, linestyle=":", label="announced")
     axes.set_ylim(0, 1.08 * fleet.cap_max_w.sum() / 1000)
     _style(axes, "GPU power, kW")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from ..simulator.signals import SignalSpec
+from ..simulator.units import J_PER_KWH
 from .plant import TickOutcome
 from .scenario import Scenario
 
@@ -28,13 +30,27 @@ def slo(outcome: TickOutcome, scenario: Scenario, tdp_w: float) -> float:
 
 
 def budget(outcome: TickOutcome, scenario: Scenario, tdp_w: float) -> float:
-    """Mean overshoot of the power budget, relative to all TDPs; a cost."""
-    return -outcome.over_budget_j / (tdp_w * scenario.tick_s)
+    """Mean overshoot of the power budget and of the rows' limits, relative to all TDPs; a cost."""
+    return -(outcome.over_budget_j + sum(outcome.over_rows_j)) / (tdp_w * scenario.tick_s)
 
 
 def pending(outcome: TickOutcome, scenario: Scenario, tdp_w: float) -> float:
     """Instances that wait for a slot; a cost."""
     return -float(outcome.pending_instances)
+
+
+def cost(outcome: TickOutcome, scenario: Scenario, tdp_w: float) -> float:
+    """Price of the energy, relative to all GPUs at TDP and the mean price; a cost."""
+    return -_relative(outcome.energy_cost, scenario.grid.price_per_kwh, tdp_w * scenario.tick_s)
+
+
+def carbon(outcome: TickOutcome, scenario: Scenario, tdp_w: float) -> float:
+    """CO₂ of the energy, relative to all GPUs at TDP and the mean carbon intensity; a cost."""
+    return -_relative(outcome.carbon_g, scenario.grid.carbon_g_per_kwh, tdp_w * scenario.tick_s)
+
+
+def _relative(amount: float, per_kwh: SignalSpec | None, energy_j: float) -> float:
+    return 0.0 if per_kwh is None else amount / (per_kwh.scale * energy_j / J_PER_KWH)
 
 
 TERMS: Mapping[str, RewardTerm] = {
@@ -43,6 +59,8 @@ TERMS: Mapping[str, RewardTerm] = {
     "slo": slo,
     "budget": budget,
     "pending": pending,
+    "cost": cost,
+    "carbon": carbon,
 }
 
 

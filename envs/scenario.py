@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ..simulator.errors import InputError
+from ..simulator.faults import FaultSpec
+from ..simulator.signals import SignalSpec
+from ..simulator.tenants import TenantsSpec
 from ..simulator.topology import ClusterSpec
 from ..simulator.workload.spec import WorkloadSpec
+from .world_spec import BudgetSpec, EventSpec, GridSpec, InstancesSpec, Spec
 
 
-class _Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SloSpec(_Spec):
+class SloSpec(Spec):
     """A request meets its SLO if both hold."""
 
     ttft_s: float = Field(default=2.0, gt=0, description="Time to first token at most, seconds.")
@@ -27,47 +28,30 @@ class SloSpec(_Spec):
     )
 
 
-class BudgetSpec(_Spec):
-    """The site's GPU power budget, which moves: it holds a level for a while, then ramps to another."""
-
-    levels: tuple[float, ...] = Field(default=(1.0,), min_length=1, description="Shares of the sum of all TDPs.")
-    mean_hold_s: float = Field(default=300.0, gt=0)
-    ramp_s: float = Field(default=60.0, gt=0)
-
-    @model_validator(mode="after")
-    def _levels_differ(self) -> BudgetSpec:
-        if min(self.levels) <= 0 or len(set(self.levels)) < len(self.levels):
-            raise ValueError(f"levels {list(self.levels)} must be positive and differ from one another")
-        return self
-
-
-class InstancesSpec(_Spec):
-    """Instances that ask for a slot while the run goes on; the `place` action gives them one."""
-
-    model: str
-    mean_interval_s: float = Field(gt=0, description="Mean time between requests, exponentially distributed.")
-
-
-class ActionSpec(_Spec):
+class ActionSpec(Spec):
     """What an agent may decide."""
 
     groups: tuple[Literal["route", "cap", "clock", "lifecycle", "place"], ...] = ("route", "cap", "lifecycle")
     levels: int = Field(default=5, ge=2, le=101)
 
 
-class RewardSpec(_Spec):
+class RewardSpec(Spec):
     """Weights of the reward's terms; each term is about 1 at full load."""
 
     energy: float = Field(default=1.0, ge=0, description="Energy of the tick, relative to all GPUs at TDP.")
     tokens: float = Field(default=1.0, ge=0, description="Output tokens of requests that met their SLO.")
     slo: float = Field(default=1.0, ge=0, description="Requests that missed their SLO.")
-    budget: float = Field(default=5.0, ge=0, description="Mean overshoot of the budget, relative to all TDPs.")
+    budget: float = Field(
+        default=5.0, ge=0, description="Mean overshoot of the budget and of the rows' limits, relative to all TDPs."
+    )
     pending: float = Field(default=0.1, ge=0, description="Instances that wait for a slot.")
+    cost: float = Field(default=0.0, ge=0, description="Price of the energy, relative to all TDPs at the mean price.")
+    carbon: float = Field(default=0.0, ge=0, description="Its CO₂, relative to all TDPs at the mean intensity.")
     requests_per_s: float = Field(default=10.0, gt=0, description="Rate at which `tokens` and `slo` are about 1.")
     tokens_per_request: float = Field(default=200.0, gt=0)
 
 
-class Scenario(_Spec):
+class Scenario(Spec):
     """A problem: cluster, workload, limits, objectives, actions and time."""
 
     name: str = "unnamed"
@@ -78,7 +62,12 @@ class Scenario(_Spec):
     workload: WorkloadSpec
     slo: dict[str, SloSpec] = Field(default={"default": SloSpec()}, min_length=1)
     budget: BudgetSpec = BudgetSpec()
+    events: tuple[EventSpec, ...] = ()
+    outside_c: SignalSpec | None = Field(default=None, description="Outside temperature, °C.")
+    grid: GridSpec = GridSpec()
+    faults: tuple[FaultSpec, ...] = Field(default=(), description="What breaks: GPUs, servers, racks or rows.")
     instances: tuple[InstancesSpec, ...] = ()
+    tenants: TenantsSpec | None = Field(default=None, description="Foreign machines that hold slots; none by default.")
     actions: ActionSpec = ActionSpec()
     reward: RewardSpec = RewardSpec()
     forecaster: str = Field(default="persistence", description="`none` or `persistence`.")
@@ -101,6 +90,27 @@ class Scenario(_Spec):
                     f"{', '.join(known)}, or add it to cluster.models"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _events_find_what_they_take(self) -> Scenario:
+        rows = self.cluster.rows
+        for number, event in enumerate(self.events):
+            where, what = f"events[{number}]", "airflow_m3_per_s"
+            if isinstance(event.row, int) and not 0 <= event.row < len(rows):
+                raise ValueError(f"{where}.row: there is no row {event.row}; give 0 to {len(rows) - 1}")
+            befallen = rows[event.row : event.row + 1] if isinstance(event.row, int) else rows
+            if event.kind == "power-feed-failure":
+                what, befallen = "power_limit_share", () if event.row is None else befallen
+            if event.kind != "demand-response" and any(getattr(row, what) is None for row in befallen):
+                raise ValueError(f"{where}: nothing can fail where a row has no {what}; give it one")
+        return self
+
+    def lowest_limit(self, row: int | None = None) -> float:
+        """The lowest power limit there may be of the site, or of a row, as a share of the TDPs there."""
+        planned = self.budget.lowest if row is None else self.cluster.rows[row].power_limit_share or 1.0
+        places = (None,) if row is None else (row, "random")
+        cuts = (1 - e.severity for e in self.events if e.kind != "cooling-failure" and e.row in places)
+        return planned * math.prod(cuts)
 
     @property
     def ticks(self) -> int:

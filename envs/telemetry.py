@@ -14,7 +14,10 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 LEAD_TIMES_S = (0, 30, 60)
-"""How far ahead the power budget is announced."""
+"""How far ahead the power budget and the other announcements are seen."""
+
+NOBODY_ASKS, TENANT_ASKS = -1, -2
+"""In place of a model: no instance waits for a slot, or it is a tenant that does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +56,7 @@ class Telemetry:
         temperature_c: Die temperature, °C (R,).
         clock_ratio: Core clock relative to the highest (R,).
         cap_w: Power limit in force, watts (R,).
-        status: Instance state (R,): 0 empty, 1 loading, 2 serving, 3 draining, 4 sleeping.
+        status: Instance state (R,): 0 empty, 1 loading, 2 serving, 3 draining, 4 sleeping, 5 failed, 6 tenant.
         ready_in_s: Time until a loading instance serves, seconds (R,); 0 otherwise.
         model: Model that the slot holds or held last (R,).
         running: Requests in the batch (R,).
@@ -67,8 +70,14 @@ class Telemetry:
         held_at_gateway: Requests that no slot serves at present.
         slo_attainment: Share of the requests that left in this tick and met their SLO; 1 if none left.
         budget_w: Power budget now and as announced for 30 s and 60 s ahead, watts (3,).
-        pending_instances: Instances waiting for a slot.
-        pending_model: Model of the first of them, -1 if none.
+        pending_instances: Instances and tenants waiting for a slot.
+        pending_model: Model of the first of them, NOBODY_ASKS or TENANT_ASKS.
+        inlet_c: Inlet temperature, °C (R,).
+        row_headroom_w: What the row of each slot may draw more than now: now and, as far as it is known, 30 s and 60 s
+            ahead, watts (3, R); where rows have limits.
+        outside_c: Outside temperature now and as forecast, °C (3,); where it matters.
+        price_per_kwh: Price of electricity now and ahead (3,); where there is one.
+        carbon_g_per_kwh: Carbon intensity now and ahead, grams (3,); where it counts.
     """
 
     power_w: F64
@@ -91,6 +100,11 @@ class Telemetry:
     budget_w: F64
     pending_instances: int
     pending_model: int
+    inlet_c: F64 | None = None
+    row_headroom_w: F64 | None = None
+    outside_c: F64 | None = None
+    price_per_kwh: F64 | None = None
+    carbon_g_per_kwh: F64 | None = None
 
 
 class Plant(Protocol):

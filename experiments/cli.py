@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from typer.exceptions import TyperException
@@ -13,6 +13,9 @@ from typer.exceptions import TyperException
 from .. import __version__
 from ..simulator.errors import InputError
 from .output import JsonOption, SeedOption, announce_compilation, people, progress_bar, write_json
+
+if TYPE_CHECKING:
+    from ..simulator.cluster import EngineName
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,6 +58,11 @@ def simulate(
     stream: Annotated[
         bool, typer.Option("--stream", help="Play a workload larger than memory in chunks; needs --workload and --out")
     ] = False,
+    engine: Annotated[str, typer.Option(help="compiled, or reference: one SimPy event per iteration")] = "compiled",
+    trace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a trace for ui.perfetto.dev; needs --engine reference"),
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Run one agent through a workload, to the last token, and report latency, tokens and energy.
@@ -74,6 +82,8 @@ def simulate(
 
         if workload is None or out is None:
             raise InputError("--stream", "needs a trace and a folder", "Give --workload FILE and --out FOLDER")
+        if engine != "compiled" or trace is not None:
+            raise InputError("--stream", "runs on the compiled engine alone", "Leave out --engine and --trace")
         announce_compilation()
         with progress_bar() as progress:
             result = simulate_stream(chosen, workload, agent, seed, out, progress)
@@ -84,12 +94,14 @@ def simulate(
     requests = read_trace(workload) if workload else None
     announce_compilation()
     with progress_bar() as progress:
-        plant, result = run(chosen, agent, seed, progress, requests)
+        plant, result = run(chosen, agent, seed, progress, requests, cast("EngineName", engine), trace)
     console = people(json_file)
     print_summary(result, console)
     if out is not None:
         for name, path in write_tables(plant, out).items():
             console.print(f"{name}: {path}")
+    if trace is not None:
+        console.print(f"trace: {trace} (open it at ui.perfetto.dev)")
     write_json(result, json_file)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from ..envs.cluster_env import LLMClusterEnv
 from ..envs.plant import SimulatedPlant
 from ..envs.scenario import Scenario
 from ..envs.traces import scaled_to
+from ..simulator.chrome_trace import ChromeTrace
+from ..simulator.cluster import EngineName
 from ..simulator.errors import InputError
 from ..simulator.files import whole
 from ..simulator.kernels.state import FINISHED
@@ -31,7 +34,13 @@ DRAIN_S = 24 * 3600.0
 
 
 def simulate(
-    scenario: Scenario, agent: str, seed: int, progress: Progress, requests: RequestTable | None = None
+    scenario: Scenario,
+    agent: str,
+    seed: int,
+    progress: Progress,
+    requests: RequestTable | None = None,
+    engine: EngineName = "compiled",
+    trace: Path | None = None,
 ) -> tuple[SimulatedPlant, dict[str, Any]]:
     """Runs an agent through a workload to the last token.
 
@@ -41,6 +50,8 @@ def simulate(
         seed: Seed of all that is drawn.
         progress: Shows how far it is.
         requests: Plays these requests, all of them; the scenario's own workload and horizon by default.
+        engine: ``compiled`` or ``reference``.
+        trace: Writes a trace for Perfetto here; needs the reference engine.
 
     Returns:
         The plant at the end, and the result as plain values.
@@ -54,23 +65,26 @@ def simulate(
         ticks = int(requests.arrival_ps[-1] // (scenario.tick_s * PS_PER_S)) + 1
         scenario = scaled_to(scenario, requests).model_copy(update={"horizon_s": ticks * scenario.tick_s})
     began = time.perf_counter()
-    env = LLMClusterEnv(scenario)
+    env = LLMClusterEnv(scenario, engine=engine)
     if requests is not None:
         requests = for_scenario(requests, env.blueprint.models, tuple(scenario.slo))
     player = make_agent(agent, Task.of(env))
-    observation, info = env.reset(seed=seed, options={"requests": requests})
-    if isinstance(player, Heuristic):
-        player.watch(env)
-    reward, state, truncated = 0.0, None, False
-    bar = progress.add_task("simulating", total=scenario.ticks)
-    while not truncated:
-        action, state = player.predict(observation, state, None, deterministic=True, action_masks=info["action_mask"])
-        observation, gained, _, truncated, info = env.step(action)
-        reward += gained
-        progress.advance(bar)
-    plant = env.plant
-    assert plant is not None
-    plant.cluster.drain(DRAIN_S)
+    slots = [slot.name for slot in env.blueprint.slots]
+    with nullcontext() if trace is None else ChromeTrace(trace, slots) as observer:
+        observation, info = env.reset(seed=seed, options={"requests": requests, "observer": observer})
+        if isinstance(player, Heuristic):
+            player.watch(env)
+        reward, state, truncated = 0.0, None, False
+        bar = progress.add_task("simulating", total=scenario.ticks)
+        while not truncated:
+            masks = info["action_mask"]
+            action, state = player.predict(observation, state, None, deterministic=True, action_masks=masks)
+            observation, gained, _, truncated, info = env.step(action)
+            reward += gained
+            progress.advance(bar)
+        plant = env.plant
+        assert plant is not None
+        plant.cluster.drain(DRAIN_S)
     result = {
         "scenario": scenario.name,
         "agent": agent,

@@ -39,6 +39,11 @@ def print_summary(result: dict[str, Any], console: Console) -> None:
         f"{'no request' if attained is None else f'{attained:.2%}'} within SLO; "
         f"goodput {result['goodput_tokens_per_s']:,.0f} tokens/s"
     )
+    if result["over_rows_s"]:
+        console.print(f"a row above its power limit for {result['over_rows_s']:,.0f} s")
+    bills = {"costs {:,.3f}": result["energy_cost"], "{:,.0f} g of CO₂": result["carbon_g"]}
+    if known := ", ".join(text.format(amount) for text, amount in bills.items() if amount is not None):
+        console.print(f"energy: {known}")
     console.print(
         f"{result['simulated_s']:,.0f} s simulated in {result['wall_s']:.2f} s; agent {result['agent']}, "
         f"scenario {result['scenario']}, seed {result['seed']}",

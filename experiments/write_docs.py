@@ -14,31 +14,34 @@ from pydantic import BaseModel
 from ..agents.registry import AGENTS, CANDIDATES
 from ..envs import reward
 from ..envs.cluster_env import LLMClusterEnv
-from ..envs.observation import Feature
-from ..envs.scenario import (
-    ActionSpec,
-    BudgetSpec,
-    InstancesSpec,
-    RewardSpec,
-    Scenario,
-    SloSpec,
-    load_scenario,
-    scenario_names,
-)
+from ..envs.features import Feature, senses_of
+from ..envs.scenario import ActionSpec, RewardSpec, Scenario, SloSpec, load_scenario, scenario_names
+from ..envs.world_spec import BudgetSpec, EventSpec, GridSpec, InstancesSpec
 from ..simulator.catalog import Catalog
+from ..simulator.faults import RandomFault, ScheduledFault
 from ..simulator.files import whole
-from ..simulator.topology import ClusterSpec, EngineSpec, ServerSpec
+from ..simulator.signals import SignalSpec
+from ..simulator.tenants import TenantsSpec
+from ..simulator.topology import AirSpec, ClusterSpec, EngineSpec, RowSpec, ServerSpec
 from ..simulator.workload.spec import StreamSpec
 
 SCENARIO_PARTS: dict[str, type[BaseModel]] = {
     "the scenario": Scenario,
     "cluster": ClusterSpec,
+    "cluster.air": AirSpec,
+    "cluster.rows[]": RowSpec,
     "cluster.rows[].racks[].servers[]": ServerSpec,
     "cluster.engine": EngineSpec,
     "workload, workload.streams[]": StreamSpec,
     "slo.NAME": SloSpec,
     "budget": BudgetSpec,
+    "events[]": EventSpec,
+    "grid": GridSpec,
+    "outside_c, grid.price_per_kwh, grid.carbon_g_per_kwh": SignalSpec,
+    'faults[], kind = "scheduled"': ScheduledFault,
+    'faults[], kind = "random"': RandomFault,
     "instances[]": InstancesSpec,
+    "tenants": TenantsSpec,
     "actions": ActionSpec,
     "reward": RewardSpec,
 }
@@ -58,8 +61,8 @@ def reference_page() -> str:
         "",
         "## Observation features",
         "",
-        "As the default scenario has them. A value is the reading divided by its scale; power and caps of a slot are "
-        "divided by the slot's TDP.",
+        "As the default scenario has them; other scenarios add features, see there. A value is the reading divided by "
+        "its scale; power and caps of a slot are divided by the slot's TDP.",
         "",
         "### `slots`, for each slot",
         "",
@@ -118,15 +121,27 @@ def _first_line(thing: object) -> str:
 
 
 def _scenarios() -> list[str]:
-    lines = []
+    table, lines = ["| scenario | what it teaches |", "|---|---|"], []
     for name in scenario_names():
         scenario: Scenario = load_scenario(name)
         groups = ", ".join(f"`{g}`" for g in scenario.actions.groups)
-        slots = len(LLMClusterEnv(scenario).fleet)
+        env = LLMClusterEnv(scenario)
         pace = f"a decision every {scenario.tick_s} s, {scenario.horizon_s} s an episode"
-        facts = f"{slots} slots, {pace}; actions: {groups}."
-        lines += [f"### `{name}`", "", scenario.description.strip().replace("\n", " "), "", facts, ""]
-    return lines
+        facts = f"{len(env.fleet)} slots, {pace}; actions: {groups}."
+        more = senses_of(scenario, env.fleet)
+        added = [f"`{f.name}`" for sense in (*more.slots, *more.cluster) for f in sense.features]
+        if added:
+            facts += f" It adds the features {', '.join(added)}."
+        text = scenario.description.strip().replace("\n", " ")
+        table.append(f"| [`{name}`](#{name}) | {_lesson(text)} |")
+        lines += [f"### `{name}`", "", text, "", facts, ""]
+    return [*table, "", *lines]
+
+
+def _lesson(description: str) -> str:
+    """What a description says that the scenario teaches; all of it where it does not say."""
+    _, teaches, lesson = description.partition("t teaches ")
+    return lesson[:1].upper() + lesson[1:] if teaches else description
 
 
 def _scenario_keys() -> list[str]:

@@ -15,6 +15,7 @@ from .agenda import Agenda
 from .blueprint import Blueprint
 from .drivers import CompiledDriver, make_driver
 from .errors import InputError
+from .facility import Facility
 from .faults import Faults, FaultSpec
 from .history import History
 from .kernels.state import (
@@ -52,6 +53,8 @@ from .window import remaining
 from .workload.combine import concatenate
 from .workload.table import RequestTable
 
+EngineName = Literal["compiled", "reference"]
+
 CHUNK_PS = 64 * PS_PER_S
 """Longest stretch in one call of the engine: the ring of bins holds it, and inlet temperatures follow the load."""
 
@@ -68,6 +71,7 @@ class Cluster:
         rng: Source of all randomness of this run; each subsystem gets a generator spawned from it.
         expected_s: Expected length of the run, seconds.
         faults: What breaks, and when.
+        facility: What sets the inlet temperatures; by default nothing but place and the servers' own heat does.
         engine: ``compiled``, or ``reference``: SimPy, one event per iteration, to the same result.
         observer: Is told of everything as it happens; needs the reference engine.
 
@@ -82,7 +86,8 @@ class Cluster:
         rng: np.random.Generator,
         expected_s: int = 1024,
         faults: Sequence[FaultSpec] = (),
-        engine: Literal["compiled", "reference"] = "compiled",
+        facility: Facility | None = None,
+        engine: EngineName = "compiled",
         observer: Observer | None = None,
     ) -> None:
         self.blueprint = blueprint
@@ -105,10 +110,8 @@ class Cluster:
             self._current.clear_cache,
             self._current.evict,
         )
+        self.facility = facility or Facility(blueprint.spec, blueprint.slots)
         self.faults = Faults(faults, blueprint.slots, self.agenda, self.lifecycle, fault_rng)
-        self._server = np.array([s.server for s in blueprint.slots])
-        self._inlet_c = np.array([s.spec.inlet_c for s in blueprint.slots])
-        self._inlet_k_per_w = np.array([s.spec.inlet_k_per_kw for s in blueprint.slots]) / 1000
         self._now_ps = 0
         self._update_inlets(np.zeros(len(blueprint.slots)))
 
@@ -239,6 +242,10 @@ class Cluster:
         self._enter_simpy(self._now_ps)
         self.lifecycle.vacate(slot)
 
+    def settle(self) -> None:
+        """Lets happen what is due now: commands take effect at the next chance, not at once."""
+        self._enter_simpy(self._now_ps)
+
     def advance(self, until_ps: int) -> None:
         """Runs to ``until_ps``; SimPy is entered only where one of its events is due."""
         while self._now_ps < until_ps:
@@ -336,6 +343,7 @@ class Cluster:
                 "history": self.history.save_state(),
                 "lifecycle": self.lifecycle.save_state(),
                 "faults": self.faults.save_state(),
+                "facility": self.facility.save_state(),
             },
         )
 
@@ -358,6 +366,7 @@ class Cluster:
         self.history.restore_state(state["history"])
         self.lifecycle.restore_state(state["lifecycle"])
         self.faults.restore_state(state["faults"])
+        self.facility.restore_state(state["facility"])
 
     def _enter_simpy(self, now_ps: int) -> None:
         if now_ps > self.world.now:
@@ -366,5 +375,4 @@ class Cluster:
             self.world.step()
 
     def _update_inlets(self, power_w: NDArray[np.float64]) -> None:
-        heat_w = np.bincount(self._server, weights=power_w)[self._server]
-        self.engine.slots["inlet_c"] = self._inlet_c + self._inlet_k_per_w * heat_w
+        self.engine.slots["inlet_c"] = self.facility.inlet_c(self._now_ps, power_w)

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from .catalog import Catalog
 from .errors import InputError
-from .kernels.state import DEPLOYMENT, UNITS_PER_W, Tables
+from .kernels.state import CLOCK, COMPUTE, DEPLOYMENT, FIXED, MEMORY, UNITS_PER_W, Tables
 from .kernels.tables import IterationCost, PowerCoefficients
 from .performance import iteration_cost, kv_capacity_tokens
 from .power import power_coefficients
 from .topology import EngineSpec, Slot
 from .transfers import kv_transfer_s, load_time_s, wake_time_s
-from .units import to_ps
+from .units import PS_PER_S, to_ps
 
 AVERAGING_FROM_S = 0.5
 
@@ -139,10 +139,26 @@ def stack(deployments: Sequence[Deployment], engine: EngineSpec) -> Tables:
     records["by_priority"] = engine.scheduling_policy == "priority"
     running_w = np.array([p.idle_w + p.scale * p.active_w for p in powers])
     compute_w = np.array([p.scale * p.compute_w for p in powers])
-    return Tables(
+    tables = Tables(
         deployments=records,
         cost=np.stack([(c.fixed_ps, c.compute_ps, c.memory_ps) for c in costs]),
         ladder=np.stack([(p.clock_ratio, p.scale) for p in powers]),
         watt=np.rint(np.stack([running_w, compute_w], axis=1) * UNITS_PER_W).astype(np.int64),
         thermal=np.stack([(p.thermal_r_k_per_w, np.exp(-1.0 / p.thermal_tau_s)) for p in powers]),
     )
+    _check_range(tables, engine)
+    return tables
+
+
+def _check_range(tables: Tables, engine: EngineSpec) -> None:
+    """Refuses what could exceed 64 bits: the energy of the longest iteration, at any clock."""
+    for record, cost, ladder, watt in zip(tables.deployments, tables.cost, tables.ladder, tables.watt, strict=True):
+        pairs = float(engine.max_num_batched_tokens) * float(record["max_tokens"])
+        compute_ps = (cost[COMPUTE].max() + pairs * record["attention_ps"]) / ladder[CLOCK]
+        memory_ps = cost[MEMORY].max() + float(record["kv_read_ps"]) * record["max_tokens"] * engine.max_num_seqs
+        longest_ps = cost[FIXED].max() + np.maximum(compute_ps, memory_ps)
+        energy = float((longest_ps * (watt.sum(axis=0) + record["memory_cw"])).max())
+        if energy >= 2.0**63:
+            fitting = int(engine.max_num_batched_tokens * 2.0**63 / energy)
+            problem = f"{engine.max_num_batched_tokens} lets an iteration take {longest_ps.max() / PS_PER_S:.0f} s"
+            raise InputError("cluster.engine.max_num_batched_tokens", problem, f"Give about {fitting} at most")

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from .errors import InputError
 from .kernels import cluster as kernels
 from .kernels.prefix import clear_cache
-from .kernels.state import ARRAYS, C_NOW, Engine, Records
+from .kernels.state import C_NOW, Engine, Records
 from .reference.engine import ReferenceEngine
 from .reference.observer import Observer
 from .routing import Router, advance_with
-from .snapshot import State
 from .window import roll
 
 if TYPE_CHECKING:
@@ -75,14 +74,6 @@ class CompiledDriver:
     def roll(self, rows: Records, hashes: NDArray[np.int64]) -> None:
         """See :class:`Driver`."""
         self.engine = roll(self.engine, rows, hashes)
-
-    def __getstate__(self) -> State:
-        """For copies and pickles: the arrays alone, since an engine knows where in memory they lie."""
-        return {name: getattr(self.engine, name) for name in ARRAYS}
-
-    def __setstate__(self, arrays: State) -> None:
-        """The reverse of :meth:`__getstate__`."""
-        self.engine = Engine.of(arrays)
 
 
 class ReferenceDriver:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .cluster import Cluster
 from .kernels.state import FINISHED, PENDING, REJECTED, TIMED_OUT, Records
-from .units import PS_PER_S
+from .units import J_PER_KWH, PS_PER_S
 
 PERCENTILES = (50, 90, 99)
 
@@ -95,6 +95,10 @@ class Summary:
         slo_attainment: Share of the requests that met their SLO; all that did not complete missed it.
         over_budget_s: Seconds above the power budget.
         over_budget_j: Energy above the power budget.
+        over_rows_s: Seconds in which a row was above its power limit.
+        over_rows_j: Energy above the rows' power limits.
+        energy_cost: Price of the energy; ``nan`` where it has none.
+        carbon_g: Its CO₂, grams; ``nan`` where that is not known.
         throttle_events: Thermal throttle events, from the start of the run.
         starts: Loads and wakes, from the start of the run.
         ttft_s: Time to first token.
@@ -119,11 +123,22 @@ class Summary:
     slo_attainment: float
     over_budget_s: float
     over_budget_j: float
+    over_rows_s: float
+    over_rows_j: float
+    energy_cost: float
+    carbon_g: float
     throttle_events: int
     starts: int
     ttft_s: Latencies
     tpot_s: Latencies
     e2e_s: Latencies
+
+
+def _billed(power_w: NDArray[np.float64], per_kwh: NDArray[np.float64] | None, first_s: int) -> float:
+    """Energy times what a kilowatt-hour of it costs in each second from ``first_s`` on."""
+    if per_kwh is None:
+        return float("nan")
+    return float(power_w @ per_kwh[first_s : first_s + len(power_w)]) / J_PER_KWH
 
 
 def summarize(
@@ -132,6 +147,10 @@ def summarize(
     budget_w: NDArray[np.float64] | None = None,
     warmup_s: int = 0,
     until_s: int | None = None,
+    *,
+    over_rows_w: NDArray[np.float64] | None = None,
+    price_per_kwh: NDArray[np.float64] | None = None,
+    carbon_g_per_kwh: NDArray[np.float64] | None = None,
 ) -> Summary:
     """Summarises a run.
 
@@ -142,6 +161,9 @@ def summarize(
         warmup_s: Leaves out the seconds, and the requests that arrive, before.
         until_s: Leaves out the seconds, and the requests that arrive, from here on: a queue that is drained after the
             horizon settles what became of its requests, and counts for nothing else. All by default.
+        over_rows_w: By how much each row with a power limit exceeded it in each second, watts (seconds, rows).
+        price_per_kwh: Price of electricity in each second.
+        carbon_g_per_kwh: Its carbon intensity in each second, grams.
 
     Returns:
         The summary.
@@ -157,6 +179,7 @@ def summarize(
     power_w = cluster.history.column("energy_j")[warmup_s:until_s].sum(axis=1)
     generated = int(cluster.history.column("output_tokens")[warmup_s:until_s].sum())
     over_w = np.zeros(1) if budget_w is None else (power_w - budget_w[warmup_s : warmup_s + len(power_w)]).clip(min=0)
+    over_rows_w = np.zeros((1, 0)) if over_rows_w is None else over_rows_w[warmup_s:until_s]
     seconds = max(len(power_w), 1)
     tokens = int(done["output"].sum())
     energy_j = float(power_w.sum())
@@ -183,6 +206,10 @@ def summarize(
         slo_attainment=float(met.mean()) if len(rows) else float("nan"),
         over_budget_s=float(np.count_nonzero(over_w > 0)),
         over_budget_j=float(over_w.sum()),
+        over_rows_s=float(np.count_nonzero(over_rows_w.any(axis=1))),
+        over_rows_j=float(over_rows_w.sum()),
+        energy_cost=_billed(power_w, price_per_kwh, warmup_s),
+        carbon_g=_billed(power_w, carbon_g_per_kwh, warmup_s),
         throttle_events=int(cluster.engine.slots["throttle_events"].sum()),
         starts=cluster.lifecycle.starts,
         ttft_s=Latencies.of((done["first_token_ps"] - done["arrival_ps"]) / PS_PER_S),

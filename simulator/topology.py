@@ -11,6 +11,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .signals import Points, ascend
+
 
 class _Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,9 +57,34 @@ class RackSpec(_Spec):
 
 
 class RowSpec(_Spec):
-    """Racks that share cooling air."""
+    """Racks that share cooling air and a power feed."""
 
     racks: tuple[RackSpec, ...] = Field(min_length=1)
+    power_limit_share: float | None = Field(
+        default=None, gt=0, le=1, description="Power that the row's GPUs may draw, as a share of their TDPs; no limit."
+    )
+    airflow_m3_per_s: float | None = Field(
+        default=None, gt=0, description="Cooling air for the heat of the row's GPUs; as much as they need by default."
+    )
+
+
+class AirSpec(_Spec):
+    """How the air at the inlets follows outside temperature, heat and airflow."""
+
+    outside_rise_k: Points = Field(
+        default=((15.0, 0.0), (25.0, 7.0), (40.0, 11.0)),
+        min_length=1,
+        description="Breakpoints `[[outside_c, rise_k], …]`: by how much outside temperature raises all inlets.",
+    )
+    server_rise_k: float = Field(
+        default=12.0, gt=0, description="By how much servers warm the air; their fans are set to it. K."
+    )
+    tau_s: float = Field(default=90.0, gt=0, description="Time constant of a row's air, seconds.")
+
+    @model_validator(mode="after")
+    def _outside_ascends(self) -> AirSpec:
+        ascend(self.outside_rise_k, "the outside temperatures of outside_rise_k")
+        return self
 
 
 class EngineSpec(_Spec):
@@ -103,6 +130,7 @@ class ClusterSpec(_Spec):
 
     rows: tuple[RowSpec, ...] = Field(min_length=1)
     models: tuple[str, ...] = Field(default=(), description="Models that may be loaded; by default those in place.")
+    air: AirSpec = AirSpec()
     engine: EngineSpec = EngineSpec()
     gateway: GatewaySpec = GatewaySpec()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 PS_PER_S = 1_000_000_000_000
 PS_PER_MS = 1_000_000_000
+J_PER_KWH = 3.6e6
 MAX_TIME_S = (2**63 - 1) // PS_PER_S
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from llmcluster.tests.machine import ENGINES, Factory
+
 settings.register_profile("no-clock", deadline=None)  # how fast a shared machine is tells nothing
 settings.load_profile("no-clock")
 
@@ -51,6 +53,12 @@ def everything(tiny: Tiny) -> dict[str, Any]:
         budget={"levels": [0.6, 0.2], "mean_hold_s": 20.0, "ramp_s": 5.0},
         horizon_s=120,
     )
+
+
+@pytest.fixture(params=list(ENGINES))
+def make(request: pytest.FixtureRequest) -> Factory:
+    """Each of the engines in turn."""
+    return ENGINES[request.param]
 
 
 @pytest.fixture

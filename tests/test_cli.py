@@ -213,7 +213,7 @@ def test_bad_traces_are_refused_and_nothing_is_written(call: Callable[..., Any],
 BAD_CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "missing trace": (("--workload", "gone.csv"), ("gone.csv", "no such file", "Check the path")),
     "folder as trace": (("--workload", "."), ("is a folder", "Give a file")),
-    "unknown scenario": (("--scenario", "defualt"), ("'defualt'", "default, placement, small")),
+    "unknown scenario": (("--scenario", "defualt"), ("'defualt'", "azure-chat, azure-code")),
     "missing scenario": (("--scenario", "gone.toml"), ("gone.toml", "cannot be read", "Check the path")),
     "unknown option": (("--scenarios", "default"), ("--scenarios", "llmcluster --help")),
     "negative seed": (("--seed", "-1"), ("'--seed'", "greater than or equal to 0")),
@@ -315,6 +315,24 @@ def test_a_streamed_trace_fares_as_one_that_is_read_whole(call: Callable[..., An
     one, other = (pq.read_table(f"{folder}/requests.parquet") for folder in ("streamed", "whole"))
     assert sorted(one["finish_ps"].to_pylist()) == sorted(other["finish_ps"].to_pylist())
     assert sum(one["met_slo"].to_pylist()) == streamed["requests_met_slo"]
+
+
+def test_the_reference_engine_gives_the_same_and_a_trace_for_perfetto(call: Callable[..., Any], trace: Trace) -> None:
+    common = ("simulate", "--scenario", "small", "--workload", trace(ROWS), "--json", "-")
+    code, out, err = call(*common, "--engine", "reference", "--trace", "run.json")
+    assert code == 0, err
+    reference = json.loads(out)
+    compiled = json.loads(call(*common)[1])
+    assert {**reference, "wall_s": 0} == {**compiled, "wall_s": 0}
+    events = json.loads(Path("run.json").read_text())
+    assert sum(e["name"] == "first token" for e in events) == len(ROWS)
+
+
+def test_a_trace_needs_the_reference_engine(call: Callable[..., Any]) -> None:
+    code, _, err = call("simulate", "--scenario", "small", "--trace", "run.json")
+    assert code == 2 and 'engine="reference"' in err and not left_behind()
+    code, _, err = call("simulate", "--scenario", "small", "--engine", "fast")
+    assert code == 2 and "compiled, reference" in err
 
 
 def test_a_stream_needs_a_trace_a_folder_and_a_router(call: Callable[..., Any], trace: Trace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,13 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmcluster.simulator.kernels.state import (
+    ARRAYS,
     AT_GATEWAY,
     BIN_PS,
     C_GATEWAY_COUNT,
     C_SENT,
     C_SENT_TOKENS,
+    C_TIMERS,
     FINISHED,
     IN_TRANSFER,
+    LEAST_OUTSTANDING,
     LOST,
     PENDING,
     REJECTED,
@@ -69,7 +73,10 @@ def test_nothing_is_lost(factory: Factory, case: Case) -> None:
     engine, rows = run.engine, run.engine.requests
     assert sorted(engine.done.tolist()) == list(range(len(rows)))
     assert np.isin(rows["status"], [FINISHED, REJECTED, TIMED_OUT, LOST]).all()
-    assert engine.cursor[C_GATEWAY_COUNT] == 0
+    assert engine.cursor[C_GATEWAY_COUNT] == engine.cursor[C_TIMERS] == 0
+    for name, empty in (("decodes", 0), ("context", 0), ("joiners", 0), ("partial", -1), ("queue_head", -1)):
+        assert (engine.slots[name] == empty).all(), name
+    assert (engine.slots["flight_end_ps"] == -1).all() and not engine.phase.any()
     assert engine.cursor[C_SENT] == (rows["attempts"] + 1).sum()
     assert engine.cursor[C_SENT_TOKENS] == ((rows["attempts"] + 1) * rows["prompt"]).sum()
     assert not engine.slots["outstanding"].any() and not engine.slots["waiting"].any()
@@ -81,6 +88,8 @@ def test_nothing_is_lost(factory: Factory, case: Case) -> None:
     # A request that begins anew has its earlier tokens for nothing.
     tokens = run.seconds["output_tokens"].sum()
     assert tokens == rows["generated"].sum() if case.policy.on_failure != RESTART else tokens >= rows["generated"].sum()
+    patient = rows[(rows["admit_ps"] >= 0) & (rows["timeout_ps"] >= 0)]
+    assert (patient["admit_ps"] <= patient["sent_ps"] + patient["timeout_ps"]).all()
     out = rows[rows["status"] == TIMED_OUT]
     assert (out["finish_ps"] > out["sent_ps"] + out["timeout_ps"]).all() and (out["timeout_ps"] >= 0).all()
     assert (out["attempts"] == case.policy.retries).all() and (out["generated"] == 0).all()
@@ -94,6 +103,36 @@ def test_a_client_answers_exactly_after_its_think_time(factory: Factory, case: C
     for i, (call, row) in enumerate(zip(case.calls, rows, strict=True)):
         due = rows["finish_ps"][i - 1] + max(call.think_ps, 1)
         assert row["arrival_ps"] == (call.arrival_ps if call.think_ps < 0 else max(due, call.arrival_ps))
+
+
+@every_engine
+@settings(max_examples=40, deadline=None)
+@given(cases())
+def test_the_same_run_twice_gives_the_same_bytes(factory: Factory, case: Case) -> None:
+    one, two = (Run(case, factory).to_the_end() for _ in range(2))
+    for name in ARRAYS:
+        assert getattr(one.engine, name).tobytes() == getattr(two.engine, name).tobytes(), name
+    assert one.seconds.tobytes() == two.seconds.tobytes()
+
+
+# ------------------------------------------------------------------------------------------ of the compiled engine only
+
+
+@some
+@given(cases(control=False), cuts)
+def test_no_request_leaves_before_the_bound_of_its_slot(case: Case, cuts: list[int]) -> None:
+    """Routing and closed loops leave a slot alone until its bound; who left before it would be seen too late."""
+    calls = tuple(replace(call, arrival_ps=0, think_ps=-1, follower=-1) for call in case.calls)
+    columns = {name: case.columns[name] for name in ("route_weight", "cap_w")}
+    policy = replace(case.policy, router=LEAST_OUTSTANDING, retries=0)
+    case = replace(case, calls=calls, columns=columns, policy=policy)
+    whole, run = Run(case, ENGINES["compiled"]).to_the_end(), Run(case, ENGINES["compiled"])
+    slot_of, left_ps = whole.engine.requests["slot"], whole.engine.requests["finish_ps"]
+    for stop in sorted(set(cuts)):
+        run.advance(stop)
+        for slot, bound_ps in enumerate(run.engine.slots["bound_ps"].tolist()):
+            later = left_ps[(slot_of == slot) & (left_ps > stop)]
+            assert bound_ps <= later.min(initial=bound_ps)
 
 
 # ------------------------------------------------------------------------------------------------ of the reference only

@@ -195,3 +195,14 @@ def test_a_request_decodes_at_the_pace_of_its_slot(cut: dict[str, Any]) -> None:
     lap_ps = int(cost.fixed_ps[1]) + int(cost.memory_ps[1])
     reads_ps = cost.kv_read_ps * sum(range(101, 151))
     assert row["finish_ps"] - row["first_token_ps"] == pytest.approx(50 * lap_ps + reads_ps, rel=1e-4)
+
+
+def test_a_budget_whose_iterations_would_exceed_the_range_of_energies_is_refused() -> None:
+    def spec(budget: int) -> ClusterSpec:
+        server = {"gpu": "A100-80GB", "gpus": 8, "tp": 8, "model": "Llama-3.1-70B"}
+        engine = {"max_num_batched_tokens": budget}
+        return ClusterSpec.model_validate({"rows": [{"racks": [{"servers": [server]}]}], "engine": engine})
+
+    assert Blueprint.of(spec(16384))
+    with pytest.raises(InputError, match="Give about"):
+        Blueprint.of(spec(65536))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -99,3 +100,14 @@ def test_text_counts_down_to_ready() -> None:
 def test_importing_the_environments_does_not_load_matplotlib() -> None:
     code = "import sys, llmcluster.envs.rendering; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_failure_to_come_is_not_in_the_picture(tiny: Callable[..., dict[str, Any]]) -> None:
+    pictures = []
+    for events in ([], [{"kind": "power-feed-failure", "at_s": 40, "duration_s": 20, "severity": 0.5}]):
+        env = LLMClusterEnv(tiny(events=events), render_mode="rgb_array")
+        env.reset(seed=0)
+        for _ in range(3):
+            env.step(np.array([*[4] * 4, 0, 0, 1]))
+            pictures.append(env.render())
+    assert (pictures[2] == pictures[5]).all()

@@ -105,7 +105,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "folder.toml").mkdir()
     with pytest.raises(InputError, match="cannot be read"):
         load_scenario(tmp_path / "folder.toml")
-    with pytest.raises(InputError, match="Use one of default, placement, small, or the path"):
+    with pytest.raises(InputError, match=f"Use one of {', '.join(scenario_names())}, or the path"):
         load_scenario("defualt")
 
 

@@ -21,6 +21,7 @@ from .state import (
 )
 
 RUNNING_CW, COMPUTE_CW = 0, 1
+COARSE = 10  # The governor judges by times cut to 2^10 ps: at clocks that it rejects, energies could exceed 64 bits.
 
 
 @part
@@ -63,8 +64,8 @@ def govern(engine: Engine, r: int, fixed: int, compute: int, memory: int) -> int
         # The highest step is tried first: mostly nothing caps it.
         i = high if first else (low + high + 1) >> 1
         busy = round(compute / engine.ladder[d, CLOCK, i])
-        total = fixed + max(busy, memory)
-        if energy_of(engine, d, i, total, busy, memory) <= cap_cw * total:
+        total = (fixed + max(busy, memory)) >> COARSE
+        if energy_of(engine, d, i, total, busy >> COARSE, memory >> COARSE) <= cap_cw * total:
             low = i
         elif first:
             high = max(high - 1, 0)

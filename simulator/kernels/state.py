@@ -180,6 +180,10 @@ class Engine(NamedTuple):
         words = np.array(numbers, np.int64)
         return cls(**arrays, words=words, address=words.ctypes.data)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For copies and pickles: the arrays alone, since the addresses would be those of this process."""
+        return Engine.of, ({name: getattr(self, name) for name in ARRAYS},)
+
     def having(self, **arrays: Any) -> Engine:
         """The engine with some arrays in place of its own; the others are shared."""
         return Engine.of({name: getattr(self, name) for name in ARRAYS} | arrays)

@@ -8,6 +8,9 @@ from ..kernels.state import CLOCK, COMPUTE, DECAY, FIXED, MEMORY, RESISTANCE, En
 from .control import Control
 from .scheduler import Plan
 
+COARSE = 10
+"""The governor judges by times cut to 2^10 ps."""
+
 RUNNING, COMPUTING = 0, 1  # planes of Engine.watt
 
 
@@ -54,8 +57,10 @@ class Physics:
     def highest_step(self, work: Work, top: int, cap_cw: int) -> int:
         """The highest clock, ``top`` at most, at which ``work`` keeps under a cap; the lowest if none does."""
         for step in range(top, 0, -1):
-            length, energy = self._run(work, step, self._compute_at_once(work, step))
-            if energy <= cap_cw * length:
+            compute_ps = self._compute_at_once(work, step)
+            memory_ps, length_ps = self._lasts(work, compute_ps)
+            cut = [time_ps >> COARSE for time_ps in (length_ps, compute_ps, memory_ps)]
+            if self._energy(step, *cut) <= cap_cw * cut[0]:
                 return step
         return 0
 
@@ -73,10 +78,17 @@ class Physics:
         return round(at_top / self.clock[step])
 
     def _run(self, work: Work, step: int, compute_ps: int) -> tuple[int, int]:
+        memory_ps, length_ps = self._lasts(work, compute_ps)
+        return length_ps, self._energy(step, length_ps, compute_ps, memory_ps)
+
+    def _lasts(self, work: Work, compute_ps: int) -> tuple[int, int]:
+        """Time that memory is busy, and length of the iteration."""
         memory_ps = self._memory_ps[work.tokens] + self._kv_read_ps * work.read
-        length_ps = self._fixed_ps[work.tokens] + max(compute_ps, memory_ps)
-        energy = self._running_cw[step] * length_ps + self._computing_cw[step] * compute_ps
-        return length_ps, energy + self._memory_cw * memory_ps
+        return memory_ps, self._fixed_ps[work.tokens] + max(compute_ps, memory_ps)
+
+    def _energy(self, step: int, length_ps: int, compute_ps: int, memory_ps: int) -> int:
+        running: int = self._running_cw[step] * length_ps + self._computing_cw[step] * compute_ps
+        return running + self._memory_cw * memory_ps
 
 
 @dataclass

@@ -1,129 +1,33 @@
-"""Small cases worked by hand, in milliseconds, for every engine that follows docs/engine.md: several slots."""
+"""Cases of several slots worked by hand, in milliseconds, for both engines: holding, failure and hand-over."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from llmcluster.simulator.errors import InputError
 from llmcluster.simulator.kernels.state import (
     AT_GATEWAY,
     C_GATEWAY_COUNT,
     C_LIMITED,
     C_SENT,
+    C_SENT_TOKENS,
     DECODE,
     EMPTY,
-    EXTERNAL,
     FAIL,
     FAILED,
     FINISHED,
-    LEAST_OUTSTANDING,
     LOST,
-    POWER_OF_TWO,
     PREFILL,
-    PREFIX_AFFINITY,
     RESTART,
     RETRY,
-    ROUND_ROBIN,
     SERVING,
     TIMED_OUT,
 )
-from llmcluster.simulator.reference.engine import ReferenceEngine
-from llmcluster.simulator.reference.routers import mix
-from llmcluster.tests.machine import ENGINES, Factory, Policy, build, note_coupling
-from llmcluster.tests.test_reference import END, FLAT, MS, PLAIN, W_MS, J, call, ms
-
-
-@pytest.fixture(params=list(ENGINES))
-def make(request: pytest.FixtureRequest) -> Factory:
-    return ENGINES[request.param]
-
-
-# -------------------------------------------------------------------------------------------------------------- routers
-
-
-def routed(make: Factory, router: int, n: int, weights: list[float], seed: int = 0) -> list[int]:
-    """Slots of ``n`` requests, a picosecond apart, none of which finishes meanwhile."""
-    calls = [replace(call(0, 1, 50), arrival_ps=i) for i in range(n)]
-    engine = build(PLAIN, calls, Policy(router=router, seed=seed), slots=[0] * len(weights), route_weight=weights)
-    make(engine).advance(MS)
-    return engine.requests["slot"].tolist()  # type: ignore[no-any-return]
-
-
-def test_round_robin_is_smooth(make: Factory) -> None:
-    # Credits after earning: (2, 1), (1, 2), (3, 0), each time the richest pays 3: (-1, 1), (1, -1), (0, 0).
-    assert routed(make, ROUND_ROBIN, 6, [2.0, 1.0]) == [0, 1, 0, 0, 1, 0]
-
-
-def test_least_outstanding_weighs_and_takes_the_first_of_equals(make: Factory) -> None:
-    # Scores (1/1, 1/2), (1/1, 2/2), (2/1, 2/2), (2/1, 3/2), (2/1, 4/2).
-    assert routed(make, LEAST_OUTSTANDING, 5, [1.0, 2.0]) == [1, 0, 1, 1, 0]
-
-
-@pytest.mark.parametrize("router", [ROUND_ROBIN, LEAST_OUTSTANDING, POWER_OF_TWO, PREFIX_AFFINITY])
-def test_a_slot_of_weight_zero_is_left_out_unless_all_are(make: Factory, router: int) -> None:
-    assert routed(make, router, 4, [0.0, 1.0, 0.0]) == [1, 1, 1, 1]
-    assert sorted(set(routed(make, router, 40, [0.0, 0.0, 0.0]))) == [0, 1, 2]
-
-
-def test_power_of_two_choices(make: Factory) -> None:
-    # The first number of Vigna's splitmix64.c with seed 0 is its finaliser of this constant.
-    assert mix(0x9E3779B97F4A7C15) == 0xE220A8397B1DCDAF
-    # Of seed 0, the tickets 1 to 6 draw slots (1, 0), (2, 1), (2, 1), (0, 1), (1, 0), (2, 1) of three. Loads before
-    # each: 000, 010, 011, 012, 112, 122; the first drawn is taken unless the second has less.
-    assert routed(make, POWER_OF_TWO, 6, [1.0, 1.0, 1.0]) == [1, 2, 2, 0, 1, 2]
-    # The top bit of the draw is cleared: 0x6220a8397b1dcdaf mod 3 is 2.
-    assert routed(make, POWER_OF_TWO, 1, [1.0, 1.0, 1.0], seed=0x9E3779B97F4A7C14 - 2**64) == [2]
-    assert routed(make, POWER_OF_TWO, 2, [1.0]) == [0, 0]
-
-
-def test_prefix_affinity_goes_to_the_cache_within_bounds(make: Factory) -> None:
-    calls = [call(t, 4, output, hashes=(1, 2)) for t, output in ((0, 1), (100, 50), (101, 50), (102, 50))]
-    machine = replace(PLAIN, block_size=2)
-    engine = build(machine, calls, Policy(router=PREFIX_AFFINITY), slots=[0, 0], unit_tokens=2, route_weight=[0.0, 1.0])
-    driver = make(engine)
-    driver.advance(50 * MS)
-    engine.slots["route_weight"] = 1.0
-    driver.advance(150 * MS)
-    # The first could only go to slot 1, which caches its prompt. 1.25 · (m + 1) / 2, rounded up, is 1, 2 and 2 for
-    # m = 0, 1 and 2 requests in flight: so two more go there, the last one may not.
-    assert engine.requests["slot"].tolist() == [1, 1, 1, 0]
-
-
-def test_a_router_object_is_asked_for_every_request() -> None:
-    asked: list[tuple[int, list[int], list[int]]] = []
-    engine = build(PLAIN, [call(t, 4, 3) for t in range(3)], Policy(router=EXTERNAL), slots=[0, 0, 0])
-    engine.slots["status"][1] = EMPTY
-
-    def router(row: int, candidates: list[int]) -> int:
-        asked.append((row, candidates, engine.slots["outstanding"].tolist()))
-        return -1 if len(asked) == 2 else candidates[-1]
-
-    driver = ReferenceEngine(engine)
-    driver.router = router
-    driver.advance(10 * MS)
-    assert asked == [(0, [0, 2], [0, 0, 0]), (1, [0, 2], [0, 0, 1]), (2, [0, 2], [0, 0, 1])]
-    assert engine.requests["slot"].tolist() == [2, -1, 2]
-    assert engine.requests["status"][1] == AT_GATEWAY and engine.cursor[C_GATEWAY_COUNT] == 1
-    # It is asked again after control.
-    driver.advance(END)
-    assert [row for row, _, _ in asked] == [0, 1, 2, 1] and engine.requests["slot"][1] == 2
-
-
-@pytest.mark.parametrize(
-    ("router", "problem"), [(None, "no router object"), (lambda row, candidates: 7, "7 is none of")]
-)
-def test_a_router_object_must_be_there_and_choose_a_candidate(
-    router: Callable[[int, list[int]], int] | None, problem: str
-) -> None:
-    driver = ReferenceEngine(build(PLAIN, [call(0, 4, 3)], Policy(router=EXTERNAL)))
-    driver.router = router
-    with pytest.raises(InputError, match=problem):
-        driver.advance(END)
-
+from llmcluster.tests.by_hand import END, FLAT, MS, PLAIN, W_MS, J, call, ms
+from llmcluster.tests.machine import Factory, Machine, Policy, build, note_coupling
+from llmcluster.tests.strategies import ROUTERS
 
 # -------------------------------------------------------------------------------------------------------------- holding
 
@@ -138,6 +42,23 @@ def test_a_limit_holds_requests_at_the_gateway(make: Factory) -> None:
     rows = engine.requests
     assert rows["admit_ps"].tolist() == [0, 59 * MS + 1, 74 * MS + 2]
     assert rows["finish_ps"].tolist() == [59 * MS, 74 * MS + 1, 89 * MS + 2]
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_who_arrives_as_room_comes_has_it_at_once(make: Factory, router: int) -> None:
+    engine = build(FLAT, [call(0, 4, 1), call(18, 4, 1)], Policy(router=router), limit=1)
+    make(engine).advance(END)
+    assert engine.requests["admit_ps"].tolist() == [0, 18 * MS]
+
+
+def test_room_is_used_a_picosecond_later_even_if_a_request_arrives_as_it_comes(make: Factory) -> None:
+    machines = [FLAT, replace(FLAT, model=1)]
+    calls = [call(0, 4, 3, model=0), call(0, 4, 9, model=0), call(1, 4, 1, model=0), call(56, 4, 1, model=1)]
+    engine = build(machines, calls, limit=2)
+    make(engine).advance(END)
+    # 26 for both prompts, two decodes of 15: the first finishes as the fourth arrives elsewhere. A picosecond later the
+    # third is sent, while the second decodes on until 71.
+    assert engine.requests["admit_ps"].tolist() == [0, 0, 71 * MS, 56 * MS]
 
 
 def test_a_limit_that_is_raised_lets_held_requests_in_at_once(make: Factory) -> None:
@@ -181,6 +102,28 @@ def test_patience_ends_at_the_gateway(make: Factory, retries: int, sendings: int
     assert engine.cursor[C_GATEWAY_COUNT] == 0
 
 
+def test_each_held_client_gives_up_in_its_own_time(make: Factory) -> None:
+    calls = [replace(call(0, 4, 1, timeout_ms=20), arrival_ps=i) for i in range(3)]
+    engine = build(PLAIN, calls, status=EMPTY)
+    make(engine).advance(END)
+    assert (engine.requests["finish_ps"] - 20 * MS).tolist() == [1, 2, 3]
+
+
+def test_a_held_client_gives_up_and_comes_again_to_the_end_of_the_line(make: Factory) -> None:
+    calls = [call(0, 4, 3), call(1, 2, 1, timeout_ms=20), call(30, 1, 1)]
+    engine = build(PLAIN, calls, Policy(retries=1, backoff_ps=20 * MS), limit=1)
+    driver = make(engine)
+    driver.advance(25 * MS)
+    assert (engine.cursor[C_GATEWAY_COUNT], engine.requests["attempts"][1]) == (0, 1)
+    driver.advance(END)
+    # It gives up at 21 ms and 1 ps and comes again 20 ms later, now behind the third: that is served from 59 ms and
+    # 1 ps to 74. So it gives up again, at 61 ms and 2 ps.
+    assert engine.requests["admit_ps"].tolist() == [0, -1, 59 * MS + 1]
+    assert (engine.requests["status"][1], engine.requests["sent_ps"][1]) == (TIMED_OUT, 41 * MS + 1)
+    assert engine.requests["finish_ps"].tolist() == [59 * MS, 61 * MS + 2, 74 * MS + 1]
+    assert (engine.cursor[C_SENT], engine.cursor[C_SENT_TOKENS]) == (4, 4 + 2 * 2 + 1)
+
+
 @pytest.mark.parametrize("retries", [0, 1])
 def test_patience_ends_in_the_queue_of_a_slot(make: Factory, retries: int) -> None:
     calls = [call(0, 4, 3), call(1, 2, 1, timeout_ms=20)]
@@ -194,6 +137,22 @@ def test_patience_ends_in_the_queue_of_a_slot(make: Factory, retries: int) -> No
         assert (engine.requests["status"][1], engine.requests["finish_ps"][1]) == (TIMED_OUT, 59 * MS)
         assert engine.requests["admit_ps"][1] == -1
     assert engine.slots["outstanding"][0] == 0
+
+
+def test_arrivals_come_before_answers_of_the_same_instant(make: Factory) -> None:
+    calls = [call(0, 4, 1, follower=1), call(0, 4, 1, think_ps=7 * MS), call(25, 4, 1)]
+    engine = build(replace(FLAT, max_num_seqs=1), calls)
+    make(engine).advance(END)
+    assert [ms(engine, row)[0] for row in range(3)] == [0, 43, 25]
+
+
+def test_a_closed_loop_client_that_tries_again_counts_from_its_first_arrival(make: Factory) -> None:
+    calls = [call(0, 4, 1, follower=1), call(0, 4, 1, timeout_ms=20, think_ps=7 * MS), call(1, 4, 3)]
+    engine = build(replace(FLAT, max_num_seqs=1), calls, Policy(retries=1, backoff_ps=30 * MS))
+    make(engine).advance(END)
+    # 18, then 7 of thought; the third has the slot from 18 to 66, which is too long; 30 later it is sent again.
+    assert ms(engine, 1) == (96, 114, 114)
+    assert (engine.requests["arrival_ps"][1], engine.requests["sent_ps"][1]) == (25 * MS, 96 * MS)
 
 
 def test_a_closed_loop_client_answers_after_its_think_time(make: Factory) -> None:
@@ -242,6 +201,34 @@ def test_failure(make: Factory, policy: int, statuses: list[int], times: dict[in
     assert engine.bins["output_tokens"][0].tolist() == [1, 3 * statuses.count(FINISHED)]
 
 
+def test_an_iteration_that_is_lost_after_the_edge_of_a_second(make: Factory) -> None:
+    engine = build(Machine(800 * MS, 0, 0), [call(0, 1, 3)], Policy(on_failure=FAIL))
+    driver = make(engine)
+    driver.advance(1300 * MS)
+    engine.slots["status"] = FAILED
+    driver.evict(0)
+    driver.advance(2 * END)
+    # 150 W up to the failure, of which the first second has had its part already.
+    assert engine.bins["energy"][:2, 0].tolist() == [150 * J, 45 * J]
+    assert engine.bins["output_tokens"][:2, 0].tolist() == [1, 0]
+
+
+def test_a_failed_request_caches_its_prefix_when_it_is_computed_again(make: Factory) -> None:
+    calls = [call(start, 6, 1, hashes=(1, 2, 3)) for start in (0, 300)]
+    engine = build(replace(PLAIN, block_size=2), calls, unit_tokens=2)
+    driver = make(engine)
+    driver.advance(10 * MS)
+    engine.slots["status"] = FAILED
+    driver.evict(0)
+    driver.advance(50 * MS)
+    driver.clear(0)
+    engine.slots["status"] = SERVING
+    driver.advance(END)
+    # 10 + max(12, 5); then 2 tokens that read 4.
+    assert [ms(engine, row)[2] for row in range(2)] == [72, 319]
+    assert engine.slots["free_blocks"][0] == PLAIN.kv_blocks
+
+
 def test_a_failed_slot_serves_again_once_it_is_repaired(make: Factory) -> None:
     engine = build(PLAIN, [call(0, 4, 1), call(30, 4, 1)], Policy(on_failure=RETRY))
     driver = make(engine)
@@ -278,6 +265,17 @@ def test_disaggregation(make: Factory) -> None:
     assert engine.requests["slot"].tolist() == [1, 1, 0]
     assert engine.bins["prompt_tokens"][0].tolist() == [4 + 2 + 4, 1 + 1]
     assert engine.bins["output_tokens"][0].tolist() == [3, 3]
+
+
+def test_a_link_takes_one_transfer_after_the_other(make: Factory) -> None:
+    machine = replace(PLAIN, transfer_ps=10 * MS, transfer_latency_ps=3 * MS)
+    engine = build(machine, [call(0, 4, 2), call(1, 2, 2)], slots=[0, 0, 0], role=[PREFILL, DECODE, DECODE])
+    make(engine).advance(END)
+    # Prompts in 18 and 10 + max(4, 5), to 33. The first is on the link for 40, to 58, and arrives at 61; the second
+    # has to wait for the link, has it for 20, to 78, and arrives at 81. Each alone: 10 + max(2, 5 + 4 or 5 + 2).
+    assert ms(engine, 0) == (0, 18, 80) and ms(engine, 1) == (18, 33, 98)
+    # At 81 the other decode slot is as empty as the first one.
+    assert engine.requests["slot"].tolist() == [1, 1]
 
 
 def test_a_transferred_request_that_is_preempted_is_recomputed_where_it_is(make: Factory) -> None:

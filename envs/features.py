@@ -1,0 +1,101 @@
+"""What an observation is made of: named numbers, and those that only some scenarios have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..simulator.kernels.state import FAILED, TENANT
+from ..simulator.signals import SignalSpec
+from .scenario import Scenario
+from .telemetry import LEAD_TIMES_S, TENANT_ASKS, Fleet, Telemetry
+
+TEMPERATURE_C = (30.0, 60.0)
+"""Temperatures are shown as (reading - first) / second."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One number of the observation.
+
+    Attributes:
+        name: Public name.
+        unit: Unit of the reading; empty if it has none.
+        scale: What the reading is divided by; ``nan`` where it differs by slot (power: the slot's TDP).
+    """
+
+    name: str
+    unit: str
+    scale: float = 1.0
+
+
+Reading = NDArray[np.float64] | float
+
+
+@dataclass(frozen=True)
+class Sense:
+    """Features that a scenario adds to every observation.
+
+    Attributes:
+        features: The features.
+        read: Takes the telemetry; gives a reading for each feature: a number of the cluster, or one per slot.
+    """
+
+    features: tuple[Feature, ...]
+    read: Callable[[Telemetry], Iterable[Reading]]
+
+
+@dataclass(frozen=True)
+class Senses:
+    """What a scenario adds, by place in the observation.
+
+    Attributes:
+        slots: Of each slot.
+        cluster: Of the cluster.
+    """
+
+    slots: tuple[Sense, ...] = ()
+    cluster: tuple[Sense, ...] = ()
+
+
+def senses_of(scenario: Scenario, fleet: Fleet) -> Senses:
+    """The features that a scenario has beyond those that all have."""
+    slots: list[Sense] = []
+    cluster: list[Sense] = []
+    rows, grid = scenario.cluster.rows, scenario.grid
+    if scenario.faults:
+        slots.append(Sense((Feature("is_failed", ""),), lambda now: [(now.status == FAILED).astype(np.float64)]))
+    if scenario.tenants is not None:
+        slots.append(Sense((Feature("is_tenant", ""),), lambda now: [(now.status == TENANT).astype(np.float64)]))
+        cluster.append(Sense((Feature("pending_tenant", ""),), lambda now: [float(now.pending_model == TENANT_ASKS)]))
+    if scenario.outside_c is not None or any(row.airflow_m3_per_s for row in rows):
+        inlet = Feature("inlet", "°C - 30", TEMPERATURE_C[1])
+        slots.append(Sense((inlet,), lambda now: [_there(now.inlet_c) - TEMPERATURE_C[0]]))
+    if any(row.power_limit_share for row in rows):
+        total_w = float(fleet.cap_max_w.sum())
+        ahead = tuple(Feature(f"row_headroom_in_{lead}s", "W", total_w) for lead in LEAD_TIMES_S)
+        slots.append(Sense(ahead, lambda now: _there(now.row_headroom_w)))
+    if (outside := scenario.outside_c) is not None:
+        warmth = _ahead("outside", "°C - 30", TEMPERATURE_C[1], outside)
+        cluster.append(Sense(warmth, lambda now: _there(now.outside_c)[: len(warmth)] - TEMPERATURE_C[0]))
+    if (price := grid.price_per_kwh) is not None:
+        prices = _ahead("price", "per kWh", price.scale, price)
+        cluster.append(Sense(prices, lambda now: _there(now.price_per_kwh)[: len(prices)]))
+    if (carbon := grid.carbon_g_per_kwh) is not None:
+        grams = _ahead("carbon", "g/kWh", carbon.scale, carbon)
+        cluster.append(Sense(grams, lambda now: _there(now.carbon_g_per_kwh)[: len(grams)]))
+    return Senses(tuple(slots), tuple(cluster))
+
+
+def _ahead(name: str, unit: str, scale: float, spec: SignalSpec) -> tuple[Feature, ...]:
+    """A feature for each lead time, or for now alone where nothing is announced."""
+    leads = LEAD_TIMES_S if spec.announced else LEAD_TIMES_S[:1]
+    return tuple(Feature(f"{name}_in_{lead}s", unit, scale) for lead in leads)
+
+
+def _there(reading: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    assert reading is not None, "the plant does not read what its scenario has"
+    return reading
