@@ -35,7 +35,7 @@ from llmcluster.simulator.kernels.state import (
 )
 from llmcluster.simulator.reference.engine import ReferenceEngine
 
-PLENTY_W = 2_000.0  # with it, an iteration may take 46 s before centiwatts times picoseconds exceed 64 bits
+PLENTY_W = 2_000.0
 
 
 @dataclass(frozen=True)
