@@ -35,7 +35,7 @@ from llmcluster.simulator.kernels.state import (
 )
 from llmcluster.simulator.reference.engine import ReferenceEngine
 
-PLENTY_W = 10_000.0
+PLENTY_W = 2_000.0
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +14,7 @@ from llmcluster.simulator.kernels.state import (
     BINS,
     C_DONE,
     C_GATEWAY_COUNT,
+    C_ROUTER,
     C_SENT,
     C_SENT_TOKENS,
     DRAINING,
@@ -25,12 +26,17 @@ from llmcluster.simulator.kernels.state import (
     TENANT,
     UNLIMITED,
 )
-from llmcluster.tests.machine import Factory, note_coupling
-from llmcluster.tests.strategies import Action, Case
+from llmcluster.tests.machine import Factory, Machine, note_coupling
+from llmcluster.tests.strategies import ROUTERS, Action, Case
 
-PATIENCE_S = 4000
-LIMITS = (1, 2, 4, UNLIMITED)
-WEIGHTS = (0.0, 0.5, 1.0, 2.0)
+PATIENCE_S = 40_000
+SETTINGS: dict[str, tuple[str, Callable[[float, Machine], float]]] = {
+    "cap": ("cap_w", lambda share, machine: machine.idle_w + share * (machine.full_power_w - machine.idle_w)),
+    "clock": ("clock_limit", lambda share, machine: round(share * (len(machine.clock) - 1))),
+    "weight": ("route_weight", lambda share, machine: (0.0, 0.5, 1.0, 2.0)[round(share * 3)]),
+    "limit": ("limit", lambda share, machine: (1, 2, 4, UNLIMITED)[round(share * 3)]),
+    "inlet": ("inlet_c", lambda share, machine: 15 + 20 * share),
+}
 TIMES = ["arrival_ps", "sent_ps", "admit_ps", "first_token_ps", "finish_ps"]
 FATE = [*TIMES, "status", "preemptions", "attempts", "generated", "slot"]
 LOOK = ["outstanding", "waiting", "free_blocks", "throttled", "throttle_events"]
@@ -45,7 +51,6 @@ class Run:
 
     Attributes:
         now_ps: How far it is.
-        seconds: Bins of the seconds that have passed, (seconds, slots).
         looks: What could be seen at times: of each slot, and the number of requests at the gateway.
         rest_cw: What each slot draws without work, from a time on.
     """
@@ -54,7 +59,7 @@ class Run:
         self.case, self.engine = case, case.build()
         self.driver = factory(self.engine)
         self.now_ps = 0
-        self.seconds = np.zeros((0, len(case.homes)), BIN)
+        self._seconds: list[np.ndarray] = []
         self.looks: dict[int, dict[str, Any]] = {}
         self.rest_cw: list[tuple[int, list[int]]] = []
         self._changed = True
@@ -86,29 +91,27 @@ class Run:
         if until_ps > self.now_ps:
             self.driver.advance(until_ps, self._changed)
             self._changed, self.now_ps = False, until_ps
-        first, until = len(self.seconds), until_ps // BIN_PS
-        cells = np.arange(first, until) % BINS
-        self.seconds = np.concatenate([self.seconds, self.engine.bins[cells]])
-        self.engine.bins[cells] = 0
+        for number in range(len(self._seconds), until_ps // BIN_PS):
+            self._seconds.append(self.engine.bins[number % BINS].copy())
+            self.engine.bins[number % BINS] = 0
         self.looks[until_ps] = {name: self.engine.slots[name].tolist() for name in LOOK}
         self.looks[until_ps]["held"] = int(self.engine.cursor[C_GATEWAY_COUNT])
+
+    @property
+    def seconds(self) -> Any:
+        """Bins of the seconds that have passed, (seconds, slots)."""
+        return np.array(self._seconds)
 
     def obey(self, action: Action) -> None:
         """Does what the action says, if the slot is in a state for it."""
         slots, slot, share, kind = self.engine.slots, action.slot, action.share, action.kind
         machine = self.case.machines[slots["deployment"][slot]]
         status, idle = slots["status"][slot], slots["outstanding"][slot] == 0
-        if kind == "cap":
-            slots["cap_w"][slot] = machine.idle_w + share * (machine.full_power_w - machine.idle_w)
-        elif kind == "clock":
-            slots["clock_limit"][slot] = round(share * (len(machine.clock) - 1))
-        elif kind == "weight":
-            slots["route_weight"][slot] = WEIGHTS[round(share * 3)]
-        elif kind == "limit":
-            slots["limit"][slot] = LIMITS[round(share * 3)]
-            note_coupling(self.engine)
-        elif kind == "inlet":
-            slots["inlet_c"][slot] = 15 + 20 * share
+        if kind in SETTINGS:
+            column, value = SETTINGS[kind]
+            slots[column][slot] = value(share, machine)
+        elif kind == "router":
+            self.engine.cursor[C_ROUTER] = ROUTERS[round(share * 3)]
         elif kind == "drain" and status in (SERVING, DRAINING):
             slots["status"][slot] = SERVING if status == DRAINING else DRAINING
         elif kind == "rest" and status in (SERVING, DRAINING) and idle:
@@ -123,6 +126,7 @@ class Run:
         elif kind == "fail":
             self._fail(slot)
         slots["governed"][slot] = 0
+        note_coupling(self.engine)
         self._changed = True
         self._note_rest()
 

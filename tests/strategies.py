@@ -27,12 +27,12 @@ from llmcluster.simulator.kernels.state import (
     UNLIMITED,
     Engine,
 )
-from llmcluster.tests.machine import Call, Machine, Policy, build
+from llmcluster.tests.machine import PLENTY_W, Call, Machine, Policy, build
 
 MS = 10**9
 LADDERS = ((0.25, 0.5, 0.75, 1.0), (0.3, 0.47, 0.83, 1.0))
 ROUTERS = (ROUND_ROBIN, LEAST_OUTSTANDING, POWER_OF_TWO, PREFIX_AFFINITY)
-KINDS = ("cap", "clock", "weight", "limit", "inlet", "drain", "rest", "tenant", "load", "serve", "fail")
+KINDS = ("cap", "clock", "weight", "router", "limit", "inlet", "drain", "rest", "tenant", "load", "serve", "fail")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Case:
 
 
 @st.composite
-def machines(draw: st.DrawFn, unit_ps: int, block_size: int, by_priority: bool, blocks: int | None) -> Machine:
+def machines(draw: st.DrawFn, unit_ps: int, block_size: int, by_priority: bool, blocks: int, alike: bool) -> Machine:
     """Times on either side of the roofline, so that a batch crosses the ridge in both directions.
 
     Caps must cut where the steps of the ladder lie well apart: dynamic power falls faster than the clock.
@@ -73,7 +73,6 @@ def machines(draw: st.DrawFn, unit_ps: int, block_size: int, by_priority: bool, 
     clock = LADDERS[draw(st.integers(0, 1))]
     exponent = rng.uniform(1.2, 3.0)
     throttle_c = draw(st.sampled_from([1000.0, 31.0, 28.0]))
-    kv_blocks = blocks or max(int(rng.integers(24, 100)) // block_size, 6)
     return Machine(
         fixed_ps=int(rng.integers(1, 3000)) * unit_ps,
         compute_ps=int(rng.integers(0, 60)) * unit_ps,
@@ -81,10 +80,10 @@ def machines(draw: st.DrawFn, unit_ps: int, block_size: int, by_priority: bool, 
         memory_each_ps=int(rng.integers(0, 20)) * unit_ps,
         kv_read_ps=draw(st.sampled_from([0, 3, 40])) * unit_ps,
         attention_ps=draw(st.sampled_from([0, 1, 8])) * unit_ps,
-        kv_blocks=kv_blocks,
+        kv_blocks=blocks if alike else int(rng.integers(blocks // 2, blocks + 1)),
         block_size=block_size,
-        watermark=draw(st.integers(0, 2)),
-        max_model_len=draw(st.sampled_from([10_000, 10_000, 60])) if blocks is None else 10_000,
+        watermark=1 if alike else draw(st.integers(0, 2)),
+        max_model_len=10_000 if alike else draw(st.sampled_from([10_000, 10_000, 60])),
         max_num_seqs=seqs,
         max_batched_tokens=seqs + int(rng.integers(0, 25)),
         by_priority=by_priority,
@@ -102,7 +101,7 @@ def machines(draw: st.DrawFn, unit_ps: int, block_size: int, by_priority: bool, 
 @st.composite
 def workloads(draw: st.DrawFn, unit_ps: int, capacity: int, unit_tokens: int, levels: int, models: int) -> list[Call]:
     """Requests at a rate that keeps some slots busy; most of them fit, but not many at once."""
-    most = draw(st.sampled_from([3, 12, 40]))
+    most = draw(st.sampled_from([3, 12, 40])) if capacity < 200 else 4
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     n = int(rng.integers(most // 2, most + 1))
     spread = draw(st.sampled_from([0, 1, 10 * MS, 200 * MS]))
@@ -148,20 +147,22 @@ def scripts(draw: st.DrawFn, unit_ps: int, slots: int) -> list[Action]:
 
 @st.composite
 def cases(draw: st.DrawFn, *, control: bool = True) -> Case:
-    """One to four slots of one or two models, whose deployments differ."""
-    unit_ps = draw(st.sampled_from([10**7, 9_999_991]))
+    """One to four slots of one or two models, whose deployments differ; one in six with few requests that are long."""
+    room_tokens = draw(st.sampled_from([40, 60, 90, 120, 120, 2000]))
+    unit_ps = draw(st.sampled_from([10**7, 9_999_991, 10**8 if room_tokens < 200 else 10**7]))
     block_size = draw(st.sampled_from([1, 2, 4, 16]))
     by_priority = draw(st.booleans())
     slots = draw(st.integers(1, 4))
     models = draw(st.integers(1, min(slots, 2)))
     disaggregated = slots >= 2 * models and draw(st.booleans())
-    # What a prefill slot has taken, a decode slot must be able to hold: then all caches are equal.
-    blocks = max(draw(st.integers(24, 120)) // block_size, 6) if disaggregated else None
-    fleet = []
-    for number in range(draw(st.integers(models, models + 2))):
-        machine = draw(machines(unit_ps, block_size, by_priority, blocks))
-        watermark = 1 if disaggregated else machine.watermark
-        fleet.append(replace(machine, model=number % models, watermark=watermark))
+    # What a prefill slot has taken, a decode slot must be able to hold: then all caches are alike.
+    fleet = [
+        replace(
+            draw(machines(unit_ps, block_size, by_priority, max(room_tokens // block_size, 8), disaggregated)),
+            model=number % models,
+        )
+        for number in range(draw(st.integers(models, models + 2)))
+    ]
     homes = []
     for slot in range(slots):
         of_model = [d for d, machine in enumerate(fleet) if machine.model == slot % models]
@@ -177,10 +178,10 @@ def cases(draw: st.DrawFn, *, control: bool = True) -> Case:
         "role": tuple(roles),
         "limit": tuple(draw(st.sampled_from([UNLIMITED, UNLIMITED, 1, 3])) for _ in range(slots)),
         "route_weight": tuple(draw(st.sampled_from([0.0, 0.5, 1.0, 1.0, 3.0])) for _ in range(slots)),
-        "cap_w": tuple(draw(st.sampled_from([10_000.0, 210.0, 333.3])) for _ in range(slots)),
+        "cap_w": tuple(draw(st.sampled_from([PLENTY_W, 210.0, 333.3])) for _ in range(slots)),
     }
     unit_tokens = block_size * draw(st.sampled_from([0, 1, 2, 3, 4]))
-    capacity = min(*(machine.max_tokens for machine in fleet), 150)
+    capacity = min(machine.max_tokens for machine in fleet)
     calls = draw(workloads(unit_ps, capacity, unit_tokens, 3 if by_priority else 1, models))
     policy = Policy(
         router=draw(st.sampled_from(ROUTERS)),

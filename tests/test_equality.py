@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from llmcluster.simulator.kernels.state import (
     ARRAYS,
+    AT_GATEWAY,
     BIN_PS,
     C_GATEWAY_COUNT,
     C_SENT,
@@ -162,7 +163,7 @@ class Ledger(Observer):
 
     def left(self, slot: int, request: int, t: int, status: int) -> None:
         self.inside[slot] -= 1
-        assert status in (FINISHED, REJECTED, TIMED_OUT, LOST, IN_TRANSFER, PENDING, 1)
+        assert status in (FINISHED, REJECTED, TIMED_OUT, LOST, IN_TRANSFER, PENDING, AT_GATEWAY)
 
     def second(self, slot: int, edge_ps: int, record: object) -> None:
         self.seconds[slot] += 1

@@ -9,8 +9,8 @@ from typing import Any
 import simpy
 
 from ..kernels.state import BIN_PS, C_GATEWAY_COUNT, C_NOW, Engine
+from .control import Control
 from .gateway import Gateway
-from .meter import Control
 from .moments import CLOSE, CONTROL, World
 from .observer import Observer
 from .routing import RouterObject
@@ -87,7 +87,7 @@ class ReferenceEngine:
         governed = slots["governed"].tolist()
         for replica, control, holds in zip(self._replicas, Control.of_all(self.engine), governed, strict=True):
             replica.meter.control = control
-            replica.governed = replica.governed and bool(holds)
+            replica.governor.holds &= bool(holds)
         slots["governed"] = 1
 
     def _publish(self) -> None:

@@ -9,9 +9,10 @@ import simpy
 
 from ..kernels.state import AT_GATEWAY, C_LIMITED, C_ON_FAILURE, FAIL, IN_TRANSFER, LOST, RETRY, TIMED_OUT, Engine
 from .clients import Clients
-from .meter import Control
+from .control import Control
 from .moments import SERVE, TIMER, World
 from .observer import Observer
+from .physics import Physics
 from .replica import Replica
 from .request import Request
 from .routing import Routing
@@ -36,8 +37,10 @@ class Gateway:
     def __init__(self, world: World, engine: Engine, observer: Observer) -> None:
         self._world, self._engine, self._observer = world, engine, observer
         self._clients = Clients(world, engine, self.accept, observer)
+        physics = [Physics(engine, deployment) for deployment in range(len(engine.deployments))]
         self.replicas = [
-            Replica(world, engine, slot, c, self, observer) for slot, c in enumerate(Control.of_all(engine))
+            Replica(world, engine, physics, slot, control, self, observer)
+            for slot, control in enumerate(Control.of_all(engine))
         ]
         self.routing = Routing(engine, self.replicas)
         self.held: dict[Request, None] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..kernels.state import CLOCK, COMPUTE, DECAY, FIXED, MEMORY, RESISTANCE, Engine
+from .control import Control
 from .scheduler import Plan
 
 COARSE = 10
@@ -53,8 +54,8 @@ class Physics:
         self._memory_cw = int(record["memory_cw"])
         self.clock: list[float] = engine.ladder[deployment, CLOCK].tolist()
 
-    def choose_step(self, work: Work, top: int, cap_cw: int) -> int:
-        """The governor: the highest clock, ``top`` at most, at which ``work`` keeps under the cap; else the lowest."""
+    def highest_step(self, work: Work, top: int, cap_cw: int) -> int:
+        """The highest clock, ``top`` at most, at which ``work`` keeps under a cap; the lowest if none does."""
         for step in range(top, 0, -1):
             compute_ps = self._compute_at_once(work, step)
             memory_ps, length_ps = self._lasts(work, compute_ps)
@@ -88,6 +89,28 @@ class Physics:
     def _energy(self, step: int, length_ps: int, compute_ps: int, memory_ps: int) -> int:
         running: int = self._running_cw[step] * length_ps + self._computing_cw[step] * compute_ps
         return running + self._memory_cw * memory_ps
+
+
+@dataclass
+class Governor:
+    """Chooses the clock of one slot.
+
+    Attributes:
+        step: The choice.
+        holds: Whether decodes keep it: until the batch changes, a second closes or control intervenes.
+    """
+
+    step: int = 0
+    holds: bool = False
+
+    def choose(self, physics: Physics, work: Work, control: Control, throttled: bool) -> int:
+        """The clock for an iteration."""
+        if work.chunked or not self.holds:
+            quarter = len(physics.clock) // 4
+            top = min(control.clock_limit, quarter) if throttled else control.clock_limit
+            self.step = physics.highest_step(work, top, control.cap_cw)
+            self.holds = True
+        return self.step
 
 
 @dataclass

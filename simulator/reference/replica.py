@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import simpy
@@ -10,7 +10,6 @@ import simpy
 from ..errors import InputError
 from ..kernels.state import (
     C_UNIT_TOKENS,
-    CLOCK,
     DRAINING,
     FINISHED,
     IN_TRANSFER,
@@ -21,10 +20,11 @@ from ..kernels.state import (
     WAITING,
     Engine,
 )
-from .meter import Control, Flight, Meter
+from .control import Control
+from .meter import Flight, Meter
 from .moments import LAND, SCHEDULE, World
 from .observer import Observer
-from .physics import Physics, Work
+from .physics import Governor, Physics, Work
 from .request import Request
 from .scheduler import Plan, Scheduler
 
@@ -38,6 +38,7 @@ class Replica:
     Args:
         world: The clock.
         engine: The arrays that others read.
+        physics: Of each deployment.
         slot: Its number.
         control: What is set for it.
         gateway: Where requests go that leave it.
@@ -47,17 +48,24 @@ class Replica:
         scheduler: Its requests and its KV cache.
         meter: What it draws.
         credit: What the smooth weighted round robin owes it.
-        governed: Whether the clock that was chosen last still holds.
+        governor: What clock it runs at.
         link_free_ps: When the link over which it hands prompts on is free again.
     """
 
     def __init__(
-        self, world: World, engine: Engine, slot: int, control: Control, gateway: Gateway, observer: Observer
+        self,
+        world: World,
+        engine: Engine,
+        physics: Sequence[Physics],
+        slot: int,
+        control: Control,
+        gateway: Gateway,
+        observer: Observer,
     ) -> None:
-        self.slot, self.credit, self.governed, self.link_free_ps = slot, 0.0, False, 0
-        self.meter = Meter(engine, slot, control)
-        self._world, self._engine, self._gateway, self._observer = world, engine, gateway, observer
-        self._step = 0
+        self.slot, self.credit, self.link_free_ps = slot, 0.0, 0
+        self.governor, self.meter = Governor(), Meter(engine, slot, control)
+        self._world, self._engine, self._physics = world, engine, physics
+        self._gateway, self._observer = gateway, observer
         self._work = world.event()
         self._install()
         self._process = world.process(self._serve())
@@ -91,9 +99,8 @@ class Replica:
         self._install()
 
     def _install(self) -> None:
-        deployment = self.control.deployment
-        self._physics = Physics(self._engine, deployment)
-        self.scheduler = Scheduler(self._engine.deployments[deployment], int(self._engine.cursor[C_UNIT_TOKENS]))
+        deployment = self._engine.deployments[self.control.deployment]
+        self.scheduler = Scheduler(deployment, int(self._engine.cursor[C_UNIT_TOKENS]))
 
     def fail(self) -> list[Request]:
         """Loses the iteration under way and the KV cache; returns the requests that were here, in order of rows."""
@@ -117,9 +124,8 @@ class Replica:
     def close_second(self, edge_ps: int) -> None:
         """Ends the second before ``edge_ps``; the governor is asked anew."""
         record, scheduler = self.meter.close(edge_ps), self.scheduler
-        self.governed = False
-        ladder = self._engine.ladder[self.control.deployment, CLOCK]
-        record["clock_ratio"] = ladder[self._step]
+        self.governor.holds = False
+        record["clock_ratio"] = self._physics[self.control.deployment].clock[self.governor.step]
         record["running"], record["waiting"] = len(scheduler.running), len(scheduler.waiting)
         record["kv_used"] = 1.0 - scheduler.pool.free / scheduler.pool.blocks
         self._observer.second(self.slot, edge_ps, record)
@@ -149,23 +155,17 @@ class Replica:
         self._record(plan, now_ps)
         if not plan.decodes and not plan.chunks:
             return None
-        work = Work.of(plan)
-        if work.chunked or not self.governed:
-            self._step = self._physics.choose_step(work, self._top_step(), self.control.cap_cw)
-            self.governed = True
-        length_ps, energy = self._physics.run(work, self._step)
-        return self.meter.begin(Flight(plan, self._step, now_ps, now_ps + length_ps, energy))
-
-    def _top_step(self) -> int:
-        quarter = len(self._physics.clock) // 4
-        return min(self.control.clock_limit, quarter) if self.meter.heat.throttled else self.control.clock_limit
+        physics, work = self._physics[self.control.deployment], Work.of(plan)
+        step = self.governor.choose(physics, work, self.control, self.meter.heat.throttled)
+        length_ps, energy = physics.run(work, step)
+        return self.meter.begin(Flight(plan, step, now_ps, now_ps + length_ps, energy))
 
     def _record(self, plan: Plan, now_ps: int) -> None:
         """Tells what scheduling has changed."""
         for request in plan.gone:
             self._gateway.take_back(request, TIMED_OUT, self)
         for request in plan.preempted:
-            self.governed = False
+            self.governor.holds = False
             request.record["status"] = WAITING
             request.record["preemptions"] += 1
             self._observer.preempted(self.slot, request.row, now_ps)
@@ -192,7 +192,7 @@ class Replica:
         for request in ready:
             self._first_or_next_token(request, now_ps)
         if finished or plan.chunks:
-            self.governed = False
+            self.governor.holds = False
 
     def _first_or_next_token(self, request: Request, now_ps: int) -> None:
         """What comes with the end of a prefill: the first token, or after a preemption the next."""

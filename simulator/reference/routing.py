@@ -39,7 +39,7 @@ class Routing:
 
     def __init__(self, engine: Engine, replicas: Sequence[Replica]) -> None:
         self._engine, self._replicas = engine, replicas
-        self._decisions = 0
+        self._draws = 0
         self.router: RouterObject | None = None
 
     def choose(self, request: Request) -> Replica | None:
@@ -64,7 +64,6 @@ class Routing:
         )
 
     def _decide(self, request: Request, candidates: list[Replica], weights: list[float]) -> Replica | None:
-        self._decisions += 1
         router = self._engine.cursor[C_ROUTER]
         if router == EXTERNAL:
             return self._ask(request, candidates)
@@ -73,7 +72,8 @@ class Routing:
         if router == LEAST_OUTSTANDING:
             return least_outstanding(candidates, weights)
         if router == POWER_OF_TWO:
-            return power_of_two(candidates, weights, int(self._engine.cursor[C_SEED]) + self._decisions)
+            self._draws += 1
+            return power_of_two(candidates, weights, int(self._engine.cursor[C_SEED]) + self._draws)
         return prefix_affinity(candidates, weights, request)
 
     def _ask(self, request: Request, candidates: list[Replica]) -> Replica | None:
