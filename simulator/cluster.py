@@ -55,6 +55,9 @@ from .workload.table import RequestTable
 
 EngineName = Literal["compiled", "reference"]
 
+MAX_SLOT_W = 92_000.0
+"""A second of a slot holds the energy of so many watts."""
+
 INLETS_PS = 60 * PS_PER_S
 """Inlet temperatures follow the mean load of each minute, whatever the tick; the ring of bins holds as much."""
 
@@ -175,11 +178,9 @@ class Cluster:
         Raises:
             InputError: A weight is negative or no number, or the router is unknown.
         """
-        weights = np.asarray(weight, np.float64)
-        if not (weights >= 0).all():
-            raise InputError(
-                "weight", f"{weights.tolist()} has a negative weight or none", "Give weights of at least 0"
-            )
+        weights = self._per_slot("weight", weight)
+        if (weights < 0).any():
+            raise InputError("weight", f"{weights.tolist()} has a negative one", "Give weights of at least 0")
         self.engine.slots["route_weight"] = weights
         self._changed = True
         if router is not None:
@@ -193,7 +194,9 @@ class Cluster:
 
     def limit(self, in_flight: ArrayLike) -> None:
         """Sets how many requests each slot has in flight at most (R,); 0 or less lifts the limit."""
-        limits = np.broadcast_to(np.asarray(in_flight, np.int64), self.engine.slots.shape)
+        limits = self._per_slot("in_flight", in_flight)
+        if (limits % 1 != 0).any():
+            raise InputError("in_flight", f"{limits.tolist()} are not all whole", "Give whole numbers")
         self.engine.slots["limit"] = np.where(limits > 0, limits, UNLIMITED)
         self._changed = True
         self._note_coupling()
@@ -213,34 +216,56 @@ class Cluster:
     def cap(self, cap_w: ArrayLike) -> None:
         """Sets the power limit of each slot, watts (R,), clipped to what the driver accepts."""
         blueprint, slots = self.blueprint, self.engine.slots
-        slots["cap_w"] = np.clip(cap_w, blueprint.cap_min_w, blueprint.cap_max_w)
+        slots["cap_w"] = np.clip(self._per_slot("cap_w", cap_w), blueprint.cap_min_w, blueprint.cap_max_w)
         slots["governed"] = 0
 
     def lock_clock(self, ratio: ArrayLike) -> None:
         """Sets the highest clock of each slot relative to the GPU's own, (R,) in (0, 1]."""
         slots, ladder = self.engine.slots, self.engine.ladder
-        for r, limit in enumerate(np.broadcast_to(ratio, slots.shape)):
+        for r, limit in enumerate(self._per_slot("ratio", ratio)):
+            if not 0 <= limit <= 1:
+                raise InputError("ratio", f"{limit} is no share of the highest clock", "Give a share from 0 to 1")
             steps = np.searchsorted(ladder[slots["deployment"][r], CLOCK], limit + 1e-9, side="right")
             slots["clock_limit"][r] = max(int(steps) - 1, 0)
         slots["governed"] = 0
 
+    def _per_slot(self, name: str, values: ArrayLike) -> NDArray[np.float64]:
+        """Numbers for every slot, or one for all; raises `InputError` unless they are."""
+        numbers = np.asarray(values, np.float64)
+        size = len(self.engine.slots)
+        if numbers.shape not in ((), (size,)) or not np.isfinite(numbers).all():
+            raise InputError(name, f"is {numbers.tolist()}", f"Give {size} finite numbers, or one for all slots")
+        return np.broadcast_to(numbers, size)
+
+    def _check_slots(self, *slots: int) -> None:
+        size = len(self.engine.slots)
+        strange = [slot for slot in slots if not 0 <= slot < size]
+        if strange:
+            raise InputError("slot", f"there is no slot {strange[0]}", f"Give 0 to {size - 1}")
+
     def command(self, slot: int, target: int) -> None:
         """Gives a slot a life-cycle target, see :class:`Target`."""
+        self._check_slots(slot)
         self._enter_simpy(self._now_ps)
         self.lifecycle.command(slot, target)
 
     def fail(self, *slots: int, repair_s: float) -> None:
         """Lets slots fail now, see :meth:`Lifecycle.fail`."""
+        self._check_slots(*slots)
         self._enter_simpy(self._now_ps)
         self.lifecycle.fail(*slots, repair_ps=to_ps(repair_s))
 
     def occupy(self, slot: int, load_w: float) -> None:
         """Gives a slot to a foreign machine, see :meth:`Lifecycle.occupy`; ``lifecycle.set_load`` changes its draw."""
+        self._check_slots(slot)
+        if load_w >= MAX_SLOT_W:
+            raise InputError("load_w", f"is {load_w} W", "Give the watts of one slot, below 92 kW")
         self._enter_simpy(self._now_ps)
         self.lifecycle.occupy(slot, load_w)
 
     def vacate(self, slot: int) -> None:
         """Lets the foreign machine leave a slot, see :meth:`Lifecycle.vacate`."""
+        self._check_slots(slot)
         self._enter_simpy(self._now_ps)
         self.lifecycle.vacate(slot)
 

@@ -68,7 +68,9 @@ def _held(engine: Engine) -> Iterator[int]:
 
 def _ask(cluster: Cluster, choose: Router, request: int) -> int:
     slots = range(len(cluster.engine.slots))
-    candidates = [r for r in slots if router.is_candidate(cluster.engine, r, request, True)]
+    candidates = [r for r in slots if router.is_candidate(cluster.engine, r, request, False)]
+    if not candidates:
+        candidates = [r for r in slots if router.is_candidate(cluster.engine, r, request, True)]
     if not candidates:
         return HOLD
     slot = choose(cluster, request, candidates)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -617,5 +618,46 @@ def test_slots_are_named_by_their_place() -> None:
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan")])
 def test_weights_that_mean_nothing_are_refused(weight: float) -> None:
-    with pytest.raises(InputError, match="Give weights of at least 0"):
+    with pytest.raises(InputError, match=r"Give weights of at least 0|Give 2 finite numbers"):
         cluster(blueprint(gpus=2)).route([1.0, weight])
+
+
+@pytest.mark.parametrize(
+    ("act", "remedy"),
+    [
+        (lambda c: c.cap(float("nan")), "Give 2 finite numbers"),
+        (lambda c: c.cap([1.0, 2.0, 3.0]), "Give 2 finite numbers"),
+        (lambda c: c.route([1.0, float("inf")]), "Give 2 finite numbers"),
+        (lambda c: c.lock_clock(-1.0), "from 0 to 1"),
+        (lambda c: c.lock_clock(1.5), "from 0 to 1"),
+        (lambda c: c.limit(1.7), "whole numbers"),
+        (lambda c: c.command(9, Target.SLEEP), "Give 0 to 1"),
+        (lambda c: c.fail(-1, repair_s=1.0), "Give 0 to 1"),
+        (lambda c: c.occupy(0, 1e6), "below 92 kW"),
+    ],
+)
+def test_control_that_means_nothing_is_refused(act: Callable[[Cluster], None], remedy: str) -> None:
+    with pytest.raises(InputError, match=remedy):
+        act(cluster(blueprint(gpus=2)))
+
+
+@pytest.mark.parametrize("limit", [0, 3])
+def test_into_how_many_calls_a_run_is_cut_does_not_matter(limit: int) -> None:
+    """Hot enough to throttle, so that inlets matter, and with room at the gateway running out."""
+    rng = np.random.default_rng(0)
+    table = RequestTable.from_columns(
+        np.sort(rng.integers(0, 150 * PS_PER_S, 2000)), rng.integers(500, 3000, 2000), rng.integers(1, 200, 2000)
+    )
+    plan = blueprint(gpus=2, inlet_c=55.0, inlet_k_per_kw=8.0)
+    runs = []
+    for step_s in (200.0, 1.0, 10.0, 0.73):
+        run = cluster(plan, table)
+        run.limit(limit)
+        for stop in np.arange(step_s, 200.0, step_s):
+            run.advance(to_ps(stop))
+        run.advance(200 * PS_PER_S)
+        runs.append(run)
+    assert runs[0].engine.slots["throttle_events"].sum() > 0
+    for run in runs[1:]:
+        assert run.engine.requests.tobytes() == runs[0].engine.requests.tobytes()
+        assert run.history.records.tobytes() == runs[0].history.records.tobytes()

@@ -43,6 +43,7 @@ def test_one_seed_makes_consecutive_ones() -> None:
     one, many = LLMClusterVectorEnv(2, scenario="small"), LLMClusterVectorEnv(2, scenario="small")
     one.reset(seed=3)
     many.reset(seed=[3, 4])
+    one.single_action_space.seed(0)
     actions = np.stack([one.single_action_space.sample()] * 2)
     a, b = one.step(actions), many.step(actions)
     assert a[1].tolist() == b[1].tolist() and a[1][0] != a[1][1]

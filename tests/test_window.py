@@ -131,6 +131,13 @@ def test_what_goes_back_in_time_is_refused() -> None:
         cluster.follow_with(table.rows(0, 5))
 
 
+def test_a_closed_loop_is_not_followed() -> None:
+    waits = RequestTable.from_columns([0, 1], [5, 5], [5, 5], session=[1, 1], think_ps=[-1, 10])
+    cluster = Cluster(PLANS["mixed", "fcfs"], waits, np.random.default_rng(0))
+    with pytest.raises(InputError, match="closed loop"):
+        cluster.follow_with(_requests(0, 5))
+
+
 def test_prefix_hashes_that_come_late_are_refused() -> None:
     table = _requests(0, 20)
     bare = replace(table, prefix_offset=np.zeros(21, np.int64), prefix_hash=np.zeros(0, np.int64))

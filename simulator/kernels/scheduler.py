@@ -6,7 +6,7 @@ from .compile import kernel, part
 from .leave import leave, make_room
 from .prefix import blocks, caches, count_hits, cover, give_back, hold_units, take_blocks, unit_blocks
 from .queues import heap_remove, pop_front, push_preempted
-from .state import C_ADMITTED, C_UNIT_TOKENS, RUNNING, TIMED_OUT, WAITING, Engine
+from .state import C_UNIT_TOKENS, RUNNING, TIMED_OUT, WAITING, Engine
 
 PARTIAL = -1
 
@@ -180,8 +180,8 @@ def admit(engine: Engine, r: int, budget: int) -> tuple[int, int, int, bool]:
         row.status = RUNNING
         if row.admit_ps < 0:
             row.admit_ps = now
-        engine.cursor[C_ADMITTED] += 1
-        row.admission = engine.cursor[C_ADMITTED]
+        slot.admitted += 1
+        row.admission = slot.admitted
         if hit + chunk == target:
             engine.joiner[r, slot.joiners] = request
             slot.joiners += 1

@@ -71,7 +71,6 @@ FAILURE_POLICIES = ("fail", "retry", "restart")
     C_COUPLED,
     C_LIMITED,
     C_BOUNDED,
-    C_ADMITTED,
     C_SENT,
     C_SENT_TOKENS,
     C_TICKET,
@@ -82,8 +81,8 @@ FAILURE_POLICIES = ("fail", "retry", "restart")
     C_ON_FAILURE,
     C_EVENTS,
     C_UNIT_TOKENS,
-) = range(23)
-CURSORS = 23
+) = range(22)
+CURSORS = 22
 
 # Planes of Engine.cost, Engine.ladder, Engine.watt and Engine.thermal.
 FIXED, COMPUTE, MEMORY = 0, 1, 2
@@ -118,13 +117,14 @@ REQUEST = _record(
 
 # Per slot. `flight_*`: the iteration in flight (end -1: none), the prompt tokens it computes, its energy and how much
 # of it is in bins already. `edge_ps`: end of the open bin. `decodes`, `context`: decoding requests and the tokens
-# they have cached. `partial*`: the request whose prefill spans iterations. `joiners`: requests whose prefill ends
-# with the flight. `governed`: the clock `step` still holds. `bound_ps`: no request leaves before. `instant_w`: power
-# of the stretch accounted last. `load_w`: what a tenant's machine draws. `limit`: requests in flight at most.
-# `free_head`, `free_tail`, `spare`: cells of the prefix cache in the queue of free blocks, and unused ones.
+# they have cached. `partial*`: the request whose prefill spans iterations. `admitted`: requests so far. `joiners`:
+# requests whose prefill ends with the flight. `governed`: the clock `step` still holds. `bound_ps`: no request leaves
+# before. `instant_w`: power of the stretch accounted last. `load_w`: what a tenant's machine draws. `limit`: requests
+# in flight at most. `free_head`, `free_tail`, `spare`: cells of the prefix cache in the queue of free blocks, and
+# unused ones.
 SLOT = _record(
     "status deployment role now_ps edge_ps flight_start_ps flight_end_ps flight_prefill flight_energy flight_spent "
-    "iteration decodes context partial partial_done partial_target joiners free_blocks queue_head waiting outstanding "
+    "iteration decodes context partial partial_done partial_target joiners admitted free_blocks queue_head waiting outstanding "
     "limit governed step bound_ps clock_limit throttled throttle_events link_free_ps free_head free_tail spare",
     "cap_w inlet_c instant_w load_w route_weight route_credit",
 )
