@@ -37,8 +37,9 @@ class History:
         self._status[first:until_s] = status
         while first < until_s:
             stop = min(until_s, first - cell + BINS)
-            taken = bins[cell : cell + stop - first]
-            self._record[first:stop] = taken
+            # As plain words: numpy copies and clears records one by one.
+            taken = bins[cell : cell + stop - first].view(np.int64)
+            self._record[first:stop].view(np.int64)[:] = taken
             taken.fill(0)
             first, cell = stop, 0
         self._length = until_s

@@ -112,8 +112,8 @@ DEPLOYMENT = _record(
 REQUEST = _record(
     "arrival_ps sent_ps timeout_ps think_ps admit_ps first_token_ps finish_ps admission prefix",
     "",
-    "prompt output generated status link back slot follower model level attempts remote preemptions unfit units covered "
-    "alarmed",
+    "prompt output generated status link back slot follower model level attempts remote preemptions unfit units "
+    "covered alarmed",
 )
 
 # Per slot. `flight_*`: the iteration in flight (end -1: none), the prompt tokens it computes, its energy and how much
@@ -125,8 +125,9 @@ REQUEST = _record(
 # unused ones.
 SLOT = _record(
     "status deployment role now_ps edge_ps flight_start_ps flight_end_ps flight_prefill flight_energy flight_spent "
-    "iteration decodes context partial partial_done partial_target joiners admitted free_blocks queue_head waiting "
-    "outstanding limit governed step bound_ps clock_limit throttled throttle_events link_free_ps free_head free_tail spare",
+    "iteration decodes context partial partial_done partial_target joiners admitted free_blocks queue_head "
+    "waiting outstanding limit governed step bound_ps clock_limit throttled throttle_events link_free_ps "
+    "free_head free_tail spare",
     "cap_w inlet_c instant_w load_w route_weight route_credit",
 )
 
