@@ -74,7 +74,7 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
             then scaled, or a dict like the scenario's.
         encoding: ``discrete`` or ``box``.
         forecaster: Replaces the scenario's forecaster: ``none`` or ``persistence``.
-        engine: ``compiled``, or ``reference``: SimPy, one event per iteration, the same result a thousand times slower.
+        engine: ``compiled``, or ``reference``: SimPy, one event per iteration, the same result much slower.
         render_mode: ``rgb_array``, ``ansi`` or ``None``.
 
     Raises:

@@ -26,11 +26,10 @@ from ..simulator.errors import InputError
 from ..simulator.files import whole
 from ..simulator.kernels.state import FINISHED
 from ..simulator.metrics import within
+from ..simulator.playback import DRAIN_S
 from ..simulator.results import Names, request_columns, slot_columns
 from ..simulator.units import PS_PER_S
 from ..simulator.workload.table import ANY_MODEL, RequestTable
-
-DRAIN_S = 24 * 3600.0
 
 
 def simulate(

@@ -17,9 +17,10 @@ from ..envs.scenario import Scenario
 from ..simulator.blueprint import Blueprint
 from ..simulator.cluster import Cluster
 from ..simulator.errors import InputError
-from ..simulator.kernels.state import ROUTER_NAMES
+from ..simulator.kernels.state import EXTERNAL, ROUTER_NAMES
 from ..simulator.playback import play
 from ..simulator.results import Names, ResultsWriter
+from ..simulator.units import PS_PER_S
 from ..simulator.workload.stream import RequestStream
 from ..simulator.workload.table import RequestTable
 from ..simulator.workload.traces import resolve
@@ -45,6 +46,8 @@ def simulate_stream(
     Raises:
         InputError: The trace does not hold, or there is no such router.
     """
+    if router not in ROUTER_NAMES[:EXTERNAL]:
+        raise InputError("router", f"'{router}' is unknown", f"Use one of {', '.join(ROUTER_NAMES[:EXTERNAL])}")
     blueprint = Blueprint.of(scenario.cluster)
     source = RequestStream.from_file(resolve(workload))
     classes = tuple(scenario.slo)
@@ -66,8 +69,6 @@ def simulate_stream(
         played += requests
         progress.advance(bar, requests)
 
-    if router not in ROUTER_NAMES[:-1]:
-        raise InputError("router", f"'{router}' is unknown", f"Use one of {', '.join(ROUTER_NAMES[:-1])}")
     began = time.perf_counter()
     names = Names([slot.name for slot in blueprint.slots], blueprint.models, classes)
     with ResultsWriter(out, names, limits=slo_limits(scenario)) as writer:
@@ -78,7 +79,7 @@ def simulate_stream(
         "router": router,
         "seed": seed,
         "requests": played,
-        "simulated_s": cluster.now_ps / 1e12,
+        "simulated_s": cluster.now_ps / PS_PER_S,
         **_sums(writer.requests_path, writer.seconds_path),
         "wall_s": time.perf_counter() - began,
     }

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .agenda import Agenda
 from .blueprint import Blueprint
+from .coupling import note_coupling
 from .drivers import CompiledDriver, make_driver
 from .errors import InputError
 from .facility import Facility
@@ -21,13 +22,9 @@ from .history import History
 from .kernels.state import (
     ARRAYS,
     C_ARRIVAL,
-    C_BOUNDED,
-    C_COUPLED,
     C_DONE,
     C_EVENTS,
     C_GATEWAY_COUNT,
-    C_LIMITED,
-    C_RETRIES,
     C_ROUTER,
     C_SEED,
     C_SENT,
@@ -35,8 +32,6 @@ from .kernels.state import (
     C_UNIT_TOKENS,
     CLOCK,
     EXTERNAL,
-    MIXED,
-    ROUND_ROBIN,
     ROUTER_NAMES,
     UNLIMITED,
     Engine,
@@ -100,7 +95,8 @@ class Cluster:
         self._priorities = np.unique(requests.priority) if by_priority else None
         self._current = make_driver(engine, start(blueprint, requests, self._priorities), observer)
         self._router: Router | None = None
-        self._note_coupling()
+        self._closed_loop = bool((requests.think_ps >= 0).any())
+        note_coupling(self.engine, closed_loop=self._closed_loop)
         self.history = History(len(blueprint.slots), expected_s)
         life_rng, route_rng, fault_rng = rng.spawn(3)
         self.engine.cursor[C_SEED] = route_rng.integers(2**62)
@@ -120,7 +116,7 @@ class Cluster:
 
     @property
     def engine(self) -> Engine:
-        """State of the compiled engine."""
+        """The arrays of the engine."""
         return self._current.engine
 
     @property
@@ -181,16 +177,15 @@ class Cluster:
         weights = self._per_slot("weight", weight)
         if (weights < 0).any():
             raise InputError("weight", f"{weights.tolist()} has a negative one", "Give weights of at least 0")
+        if isinstance(router, str) and router not in ROUTER_NAMES[:EXTERNAL]:
+            known = ", ".join(ROUTER_NAMES[:EXTERNAL])
+            raise InputError("router", f"'{router}' is unknown", f"Use one of {known}, or an object")
         self.engine.slots["route_weight"] = weights
         self._changed = True
         if router is not None:
             self._router = None if isinstance(router, str) else router
-            name = router if isinstance(router, str) else ROUTER_NAMES[EXTERNAL]
-            if name not in ROUTER_NAMES or (name == ROUTER_NAMES[EXTERNAL] and self._router is None):
-                known = ", ".join(ROUTER_NAMES[:EXTERNAL])
-                raise InputError("router", f"'{name}' is unknown", f"Use one of {known}, or an object")
-            self.engine.cursor[C_ROUTER] = ROUTER_NAMES.index(name)
-            self._note_coupling()
+            self.engine.cursor[C_ROUTER] = ROUTER_NAMES.index(router) if isinstance(router, str) else EXTERNAL
+            note_coupling(self.engine, closed_loop=self._closed_loop)
 
     def limit(self, in_flight: ArrayLike) -> None:
         """Sets how many requests each slot has in flight at most (R,); 0 or less lifts the limit."""
@@ -199,19 +194,7 @@ class Cluster:
             raise InputError("in_flight", f"{limits.tolist()} are not all whole", "Give whole numbers")
         self.engine.slots["limit"] = np.where(limits > 0, limits, UNLIMITED)
         self._changed = True
-        self._note_coupling()
-
-    def _note_coupling(self) -> None:
-        """Whether what happens on one slot can matter to another, and so whether slots must be advanced in step."""
-        cursor, slots = self.engine.cursor, self.engine.slots
-        cursor[C_LIMITED] = (slots["limit"] < UNLIMITED).any()
-        closed_loop = (self.requests.think_ps >= 0).any()
-        disaggregated = (slots["role"] != MIXED).any()
-        cursor[C_COUPLED] = cursor[C_LIMITED] or closed_loop or disaggregated or cursor[C_RETRIES] > 0
-        bounded = cursor[C_COUPLED] or cursor[C_ROUTER] != ROUND_ROBIN
-        if bounded and not cursor[C_BOUNDED]:
-            slots["bound_ps"] = 0  # Bounds are not kept up while nobody needs them.
-        cursor[C_BOUNDED] = bounded
+        note_coupling(self.engine, closed_loop=self._closed_loop)
 
     def cap(self, cap_w: ArrayLike) -> None:
         """Sets the power limit of each slot, watts (R,), clipped to what the driver accepts."""
@@ -220,11 +203,12 @@ class Cluster:
         slots["governed"] = 0
 
     def lock_clock(self, ratio: ArrayLike) -> None:
-        """Sets the highest clock of each slot relative to the GPU's own, (R,) in (0, 1]."""
+        """Sets the highest clock of each slot relative to the GPU's own, (R,) in [0, 1]."""
         slots, ladder = self.engine.slots, self.engine.ladder
-        for r, limit in enumerate(self._per_slot("ratio", ratio)):
-            if not 0 <= limit <= 1:
-                raise InputError("ratio", f"{limit} is no share of the highest clock", "Give a share from 0 to 1")
+        ratios = self._per_slot("ratio", ratio)
+        if not ((ratios >= 0) & (ratios <= 1)).all():
+            raise InputError("ratio", f"{ratios.tolist()} are not all shares", "Give shares from 0 to 1")
+        for r, limit in enumerate(ratios):
             steps = np.searchsorted(ladder[slots["deployment"][r], CLOCK], limit + 1e-9, side="right")
             slots["clock_limit"][r] = max(int(steps) - 1, 0)
         slots["governed"] = 0
@@ -321,7 +305,7 @@ class Cluster:
             InputError: They arrive too early, wait for others, or name what the cluster does not have.
         """
         early = len(requests) > 0 and requests.arrival_ps[0] < max(self._now_ps, *self.requests.arrival_ps[-1:])
-        if early or any((table.think_ps >= 0).any() for table in (self.requests, requests)):
+        if early or self._closed_loop or (requests.think_ps >= 0).any():
             raise InputError("workload", "goes back in time or is a closed loop", "Give open-loop requests in order")
         prefixes = self.engine.cursor[C_UNIT_TOKENS] > 0
         if len(requests.prefix_hash) and self.blueprint.spec.engine.enable_prefix_caching and not prefixes:

@@ -9,10 +9,12 @@ import numpy as np
 from .blueprint import Blueprint
 from .cluster import Cluster
 from .results import ResultsWriter
+from .units import PS_PER_S
 from .window import remaining
 from .workload.stream import RequestStream
 
 DRAIN_S = 24 * 3600.0
+"""A run waits so long for the last tokens."""
 
 
 def play(
@@ -56,7 +58,7 @@ def play(
         stay = cluster.follow_with(upcoming)
         ids = np.concatenate([ids[stay], np.arange(following, following + len(upcoming))])
         following, chunk = following + len(upcoming), upcoming
-    cluster.drain(DRAIN_S + chunk.duration_s - cluster.now_ps / 1e12)
+    cluster.drain(DRAIN_S + chunk.duration_s - cluster.now_ps / PS_PER_S)
     write()
     left = remaining(cluster.engine)
     writer.requests(ids[left], cluster.engine.requests[left], cluster.requests.slo_class[left])

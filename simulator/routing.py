@@ -1,4 +1,4 @@
-"""Routers in Python, asked for every request: the open way, some hundred times slower than the compiled ones."""
+"""Routers in Python, asked for every request: the open way, and much slower than the compiled ones."""
 
 from __future__ import annotations
 

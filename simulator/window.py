@@ -22,6 +22,7 @@ from .kernels.state import (
     Records,
     mark_unfit,
 )
+from .workload.table import spans
 
 GONE = (FINISHED, REJECTED, TIMED_OUT, LOST)
 
@@ -50,8 +51,7 @@ def roll(engine: Engine, rows: Records, hashes: I64) -> Engine:
     old = engine.requests[stay]
     for name in ("link", "back"):
         old[name] = place[old[name]]
-    pieces = [np.arange(first, first + units) for first, units in zip(old["prefix"], old["units"], strict=True)]
-    kept = np.concatenate([*pieces, np.zeros(0, np.int64)]).astype(np.int64)
+    kept = spans(old["prefix"], old["units"])
     old["prefix"] = np.cumsum(old["units"]) - old["units"]
     pending = int(np.searchsorted(stay, engine.cursor[C_ARRIVAL]))
     new = rows.copy()

@@ -8,13 +8,11 @@ from typing import Protocol
 
 import numpy as np
 
+from llmcluster.simulator import coupling
 from llmcluster.simulator.kernels import cluster as kernels
 from llmcluster.simulator.kernels.prefix import clear_cache
 from llmcluster.simulator.kernels.state import (
     C_BACKOFF_PS,
-    C_BOUNDED,
-    C_COUPLED,
-    C_LIMITED,
     C_NOW,
     C_ON_FAILURE,
     C_RETRIES,
@@ -25,7 +23,6 @@ from llmcluster.simulator.kernels.state import (
     MIXED,
     REQUEST,
     RETRY,
-    ROUND_ROBIN,
     SERVING,
     UNLIMITED,
     Engine,
@@ -192,20 +189,13 @@ def build(
 
 
 def note_coupling(engine: Engine) -> None:
-    """After limits have changed: whether slots can matter to one another."""
-    cursor, slots = engine.cursor, engine.slots
-    cursor[C_LIMITED] = (slots["limit"] < UNLIMITED).any()
-    closed_loop, roles = (engine.requests["think_ps"] >= 0).any(), (slots["role"] != MIXED).any()
-    cursor[C_COUPLED] = cursor[C_LIMITED] or closed_loop or roles or cursor[C_RETRIES] > 0
-    bounded = cursor[C_COUPLED] or cursor[C_ROUTER] != ROUND_ROBIN
-    if bounded and not cursor[C_BOUNDED]:
-        slots["bound_ps"] = 0
-    cursor[C_BOUNDED] = bounded
+    """After the router or limits have changed."""
+    coupling.note_coupling(engine, closed_loop=bool((engine.requests["think_ps"] >= 0).any()))
 
 
 def _rows(calls: Sequence[Call]) -> np.ndarray:
     rows = np.zeros(len(calls), REQUEST)
-    for name in ("slot", "admit_ps", "first_token_ps", "finish_ps", "link"):
+    for name in ("slot", "admit_ps", "first_token_ps", "finish_ps", "link", "back"):
         rows[name] = -1
     for name in ("arrival_ps", "timeout_ps", "think_ps", "prompt", "output", "follower", "model", "level"):
         rows[name] = [getattr(call, name) for call in calls]

@@ -18,6 +18,7 @@ import numpy as np
 from ...simulator.blueprint import Blueprint
 from ...simulator.cluster import Cluster
 from ...simulator.errors import InputError
+from ...simulator.playback import DRAIN_S
 from ...simulator.results import Names, ResultsWriter
 from ...simulator.topology import ClusterSpec, RackSpec, RowSpec, ServerSpec, lay_out
 from ...simulator.units import PS_PER_S
@@ -26,7 +27,6 @@ from ...simulator.workload.fitted import FittedLengths
 from ...simulator.workload.modulation import Diurnal
 from ...simulator.workload.stream import RequestStream
 from ...simulator.workload.table import RequestTable
-from .setup import DRAIN_S
 
 TROUGH, PEAK = 0.4, 1.6
 """Rate over the day relative to its mean, lowest and highest (assumed)."""

@@ -11,11 +11,11 @@ import numpy as np
 
 from ...simulator.blueprint import Blueprint
 from ...simulator.cluster import Cluster
+from ...simulator.playback import DRAIN_S
 from ...simulator.topology import ClusterSpec, RackSpec, RowSpec, ServerSpec
 from ...simulator.workload.table import RequestTable
 
 GPUS_PER_SERVER = 8
-DRAIN_S = 24 * 3600.0
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,12 @@ NO_TIMEOUT = -1
 OPEN_LOOP = -1
 
 
+def spans(first: NDArray[np.integer[Any]], length: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """The whole numbers ``[first, first + length)`` of each pair, one after the other."""
+    before = np.cumsum(length) - length
+    return np.repeat(first - before, length) + np.arange(length.sum())
+
+
 @dataclass(frozen=True, eq=False)
 class RequestTable:
     """Requests in order of arrival, one row each; all columns have length N.
@@ -172,12 +178,11 @@ class RequestTable:
         """The requests of these rows, in this order."""
         length = np.diff(self.prefix_offset)[rows]
         offset = np.concatenate([[0], np.cumsum(length)])
-        gather = np.repeat(self.prefix_offset[:-1][rows] - offset[:-1], length) + np.arange(offset[-1])
         return replace(
             self,
             **{name: getattr(self, name)[rows] for name in COLUMNS},
             prefix_offset=offset,
-            prefix_hash=self.prefix_hash[gather],
+            prefix_hash=self.prefix_hash[spans(self.prefix_offset[:-1][rows], length)],
         )
 
     def between(self, start_ps: int, stop_ps: int) -> RequestTable:
