@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .catalog import Catalog
-from .specs import GpuSpec, ModelSpec
+from .model_spec import ModelSpec
+from .specs import GpuSpec
 
 __all__ = ["Catalog", "GpuSpec", "ModelSpec"]

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from ..errors import InputError
-from .specs import GpuSpec, ModelSpec
+from .model_spec import ModelSpec
+from .specs import GpuSpec
 
 Entry = TypeVar("Entry", GpuSpec, ModelSpec)
 
@@ -24,7 +25,9 @@ _SECTIONS = ("host", "gpus", "models")
 
 @dataclass(frozen=True)
 class Catalog:
-    """GPUs and models by canonical name; look-ups ignore case.
+    """GPUs and models by canonical name.
+
+    Look-ups ignore case and the organisation of a Hugging Face id (``Qwen/Qwen3-8B``), and know the entries' aliases.
 
     A TOML file has a ``[gpus."Name"]`` or ``[models."Name"]`` table for each entry, and may have a ``[host]`` table,
     the default of its GPUs' ``host``. ``like = "Other"`` in an entry takes over what it does not give itself; fitted
@@ -97,10 +100,12 @@ class Catalog:
 
 
 def _find(name: str, known: Mapping[str, Entry], where: str) -> Entry:
-    by_lower = {key.lower(): spec for key, spec in known.items()}
-    if (spec := by_lower.get(name.lower())) is not None:
+    by_lower = {alias.lower(): spec for spec in known.values() for alias in spec.aliases}
+    by_lower |= {key.lower(): spec for key, spec in known.items()}
+    plain = name.rpartition("/")[2].lower()
+    if (spec := by_lower.get(plain)) is not None:
         return spec
-    close = get_close_matches(name.lower(), by_lower, n=1)
+    close = get_close_matches(plain, by_lower, n=1)
     hint = f"Did you mean {by_lower[close[0]].name}? " if close else ""
     remedy = f"{hint}Known: {', '.join(known)}; add others with Catalog.with_file"
     raise InputError(where, f"unknown name {name!r}", remedy)
@@ -136,12 +141,13 @@ def _build(kind: type[Entry], name: str, entry: dict[str, Any], known: Mapping[s
 
 
 def _inherited(base: dict[str, Any], name: str) -> dict[str, Any]:
-    """Marks the fitted tables of another entry as not measured on this one."""
+    """Marks the fitted tables of another entry as not measured on this one; its aliases stay its own."""
     return {
         key: value | {"calibrated": False, "source": f"as {name}: {value['source']}"}
         if isinstance(value, dict) and value.get("calibrated")
         else value
         for key, value in base.items()
+        if key != "aliases"
     }
 
 
