@@ -191,7 +191,7 @@ def test_every_model_runs_on_some_slot(name):
     tp = max(tensor_parallel_sizes(model))
     assert kv_capacity_tokens(model, B200, tp) > 0
     cost = iteration_cost(model, B200, tp, 64)
-    for table in (cost.fixed_ps, cost.compute_ps, cost.memory_ps):
+    for table in (cost.link_ps, cost.compute_ps, cost.memory_ps):
         assert np.all(np.diff(table) >= 0)
     assert cost.kv_read_ps > 0 and cost.attention_ps > 0
 
@@ -200,7 +200,7 @@ def test_a_hybrid_reduces_once_a_layer():
     model = CATALOG.model("NVIDIA-Nemotron-Nano-9B-v2")
     two, four = (iteration_cost(model.model_copy(update={"mlp_only_layers": n}), H100, 2, 1) for n in (25, 0))
     each_ps = (12e-6 + 4480 * 2 / (450e9 * 0.7)) * 1e12
-    assert four.fixed_ps[1] - two.fixed_ps[1] == pytest.approx(56 * each_ps, abs=2)
+    assert four.link_ps[1] - two.link_ps[1] == pytest.approx(56 * each_ps, abs=2)
 
 
 # -------------------------------------------------------------------------------------------------------------- names
