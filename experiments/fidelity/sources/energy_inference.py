@@ -54,11 +54,10 @@ class EnergyInference:
     )
 
     def __init__(self, figures: Path = BUILTIN) -> None:
-        self._figures = figures
+        self._deployments = load(figures)
 
     def with_figures(self, path: Path) -> EnergyInference:
         """This source with the fitted forms of another file."""
-        load(path)
         return EnergyInference(path)
 
     def read(self, files: Sequence[Path]) -> list[Row]:
@@ -67,8 +66,7 @@ class EnergyInference:
 
     def simulate(self, rows: Sequence[Row], catalog: Catalog, seed: int, advance: Advance) -> list[Simulated]:
         """Evaluates the fitted forms; a model that none was fitted to has no figures."""
-        deployments = load(self._figures)
-        predicted = [_predict(row, deployments.get(row.given["deployment"])) for row in rows]
+        predicted = [_predict(row, self._deployments.get(row.given["deployment"])) for row in rows]
         advance(len(rows))
         return predicted
 
