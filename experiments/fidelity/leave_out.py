@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,7 +22,8 @@ def leave_one_model_out(
 ) -> Comparison:
     """Predicts the rows of each model from figures fitted to the fit part of the other models.
 
-    A GPU that the others were not measured on has nothing fitted to it: rows on it count as skipped.
+    Factors that the catalogue has for the model itself are laid aside, so that nothing of it is known. A GPU that the
+    others were not measured on has nothing fitted to it: rows on it count as skipped.
 
     Args:
         source: Where the rows come from; they need the group ``model``.
@@ -48,11 +50,12 @@ def leave_one_model_out(
         gpus = {row.groups.get("gpu") for row in others}
         known = [row for row in own if row.groups.get("gpu") in gpus]
         if known:
-            fitted = source.fit(others, catalog, rng, _nobody)
+            ignorant = without_scales(catalog, model)
+            fitted = source.fit(others, ignorant, rng, _nobody)
             with TemporaryDirectory() as folder:
                 path = Path(folder) / "others.toml"
-                write_toml(fitted.tables, [], path, source, catalog)
-                using, figures = with_file(source, catalog, path)
+                write_toml(fitted.tables, [], path, source, ignorant)
+                using, figures = with_file(source, ignorant, path)
             simulated = using.simulate(known, figures, seed, _nobody)
             predicted |= {row.place: one for row, one in zip(known, simulated, strict=True)}
         advance(done)
@@ -61,6 +64,11 @@ def leave_one_model_out(
         raise InputError(source.name, problem, "Leave out --leave-one-model-out: its figures are each model's own")
     chosen = [row for row in rows if "model" in row.groups]
     return Comparison.of(chosen, [predicted.get(row.place, {}) for row in chosen], source.quantities)
+
+
+def without_scales(catalog: Catalog, model: str) -> Catalog:
+    """The catalogue without the factors of one model."""
+    return replace(catalog, scales={cut: one for cut, one in catalog.scales.items() if cut.model != model})
 
 
 def _nobody(done: int) -> None:

@@ -23,6 +23,8 @@ def print_validation(validation: Validation, console: Console) -> None:
     console.print(_overall(validation.summaries, source.quantities, "median error"))
     for key, values in validation.groups.items():
         console.print(_by_group(key, values, list(validation.summaries)))
+    for score in validation.scores:
+        console.print(f"{score.title}: {score.value:.4g} [{score.low:.4g}, {score.high:.4g}]", markup=False)
     console.print(_outliers(comparison, source.quantities))
     _print_skipped(comparison, console)
     for line in source.assumed:
