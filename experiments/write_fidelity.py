@@ -18,7 +18,6 @@ from ..simulator.files import whole
 from .fidelity.calibrate import calibrated
 from .fidelity.documents import DOCUMENTS, Document
 from .fidelity.errors import Comparison
-from .fidelity.figures import OwnFigures
 from .fidelity.leave_out import leave_one_model_out
 from .fidelity.page import Result, page
 from .fidelity.plots import plot
@@ -66,13 +65,14 @@ def _result(document: Document, data: Path, docs: Path, progress: Progress) -> R
 def _left_out(source: Source, rows: Sequence[Row], catalog: Catalog, progress: Progress) -> Comparison | None:
     """Each model predicted from the others, where models share figures that are fitted."""
     models = {row.groups["model"] for row in rows if "model" in row.groups}
-    if isinstance(source, OwnFigures) or not hasattr(source, "fit") or len(models) < 2:
+    if not hasattr(source, "fit") or len(models) < 2:
         return None
     task = progress.add_task(f"{source.name}, leaving one model out", total=len(models))
     rng = np.random.default_rng(SEED)
-    return leave_one_model_out(
+    left_out = leave_one_model_out(
         calibrated(source), rows, catalog, SEED, rng, lambda done: progress.update(task, completed=done)
     )
+    return left_out if any(left_out.simulated) else None
 
 
 def main(

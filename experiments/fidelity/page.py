@@ -159,7 +159,7 @@ def _source(result: Result) -> list[list[str]]:
                 for q, s in validation.summaries.items()
             ),
         ],
-        [f"- {score.title}: {score.value:.4g} [{score.low:.4g}, {score.high:.4g}]" for score in validation.scores],
+        [f"- {score}" for score in validation.scores],
         [f"Median errors by GPU and model, in percent: {kinds}."],
         _by_parts(result, list(validation.summaries)),
         *_other_groups(validation),

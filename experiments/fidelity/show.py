@@ -24,7 +24,7 @@ def print_validation(validation: Validation, console: Console) -> None:
     for key, values in validation.groups.items():
         console.print(_by_group(key, values, list(validation.summaries)))
     for score in validation.scores:
-        console.print(f"{score.title}: {score.value:.4g} [{score.low:.4g}, {score.high:.4g}]", markup=False)
+        console.print(str(score), markup=False)
     console.print(_outliers(comparison, source.quantities))
     _print_skipped(comparison, console)
     for line in source.assumed:
@@ -104,6 +104,9 @@ def _print_skipped(comparison: Comparison, console: Console) -> None:
 
 def print_left_out(comparison: Comparison, units: Mapping[str, str], console: Console) -> None:
     """Prints how well each model is predicted from the others."""
+    if not any(comparison.simulated):
+        console.print("no model can be predicted from the others: what is fitted is each model's own")
+        return
     rng = np.random.default_rng(0)
     console.print(_overall(comparison.summaries(rng), units, "leave-one-model-out error"))
     groups = {

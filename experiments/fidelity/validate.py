@@ -15,7 +15,7 @@ from ...simulator.catalog import Catalog
 from ...simulator.errors import InputError
 from ...simulator.files import readable, whole
 from .errors import Comparison, Summary
-from .scores import Score, Scored
+from .scores import Score, Summarised, scores
 from .source import Advance, Row, Source
 from .split import part
 
@@ -90,13 +90,13 @@ def assess(source: Source, comparison: Comparison, rng: np.random.Generator) -> 
         key: {value: Group(len(i), comparison.chosen(i).summaries(rng)) for value, i in values.items()}
         for key, values in comparison.groups.items()
     }
-    scores = source.scores(comparison, rng) if isinstance(source, Scored) else ()
-    return Validation(source, comparison, summaries, groups, scores)
+    more = source.summary(comparison.rows, comparison.simulated) if isinstance(source, Summarised) else {}
+    return Validation(source, comparison, summaries, groups, scores(more))
 
 
 def as_json(validation: Validation) -> dict[str, Any]:
     """The errors as plain data; a quantity that no row of a group can be compared in is left out there."""
-    scores = {"scores": {score.name: score.as_json() for score in validation.scores}} if validation.scores else {}
+    more = {"scores": {score.name: score.as_json() for score in validation.scores}} if validation.scores else {}
     return {
         "source": validation.source.name,
         "rows": len(validation.comparison.rows),
@@ -107,7 +107,7 @@ def as_json(validation: Validation) -> dict[str, Any]:
         },
         "skipped": [{"place": one.place, "quantities": list(one.quantities)} for one in validation.comparison.skipped],
         "assumed": list(validation.source.assumed),
-        **scores,
+        **more,
     }
 
 
