@@ -11,6 +11,7 @@ import pytest
 from llmcluster.experiments.fidelity import registry
 from llmcluster.experiments.fidelity.documents import DOCUMENTS, Document, Target
 from llmcluster.experiments.fidelity.errors import Comparison
+from llmcluster.experiments.fidelity.places import spans
 from llmcluster.experiments.fidelity.source import Row, Simulated
 from llmcluster.experiments.fidelity.split import FIT, HELD_OUT, part
 from llmcluster.experiments.fidelity.validate import as_json, assess, read, validate
@@ -79,7 +80,7 @@ def test_the_page_says_what_was_found(folder: Path) -> None:
     assert "| N | 4 | 50.0 / 75.0 / 75.0 |" in page
     assert "| M | 1 | 0.0 / – / 100.0 |" in page
     assert "`toy.csv` (" in page
-    assert "Not compared in power, double: `toy.csv` lines 6." in page
+    assert "Not compared in power, double: toy.csv:6." in page
     assert str(folder) not in page, "the page is the same on every machine"
     assert "not-yet-readable" not in page
 
@@ -110,6 +111,11 @@ def test_scores_stand_in_the_json_beside_the_errors(folder: Path) -> None:
         toy_source.Toy(), Comparison.of(rows, [row.measured for row in rows], ["power"]), np.random.default_rng(0)
     )
     assert "scores" not in as_json(plain)
+
+
+def test_consecutive_lines_are_joined() -> None:
+    places = ["/a/x.csv:4", "/a/x.csv:3", "/a/x.csv:9", "/b/y.csv:2", "/b/p.csv + q.csv", "/a/x.csv:5"]
+    assert spans(places) == "x.csv:3-5, 9; y.csv:2; p.csv + q.csv"
 
 
 def test_targets_ask_for_what_their_sources_tell() -> None:

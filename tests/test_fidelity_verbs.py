@@ -95,7 +95,7 @@ def test_validate_speaks_to_people(call: Call, measured: Path) -> None:
     code, out, err = call("validate", "toy", measured, "--json", "v.json")
     assert code == 0
     assert json.loads(Path("v.json").read_text())["rows"] == 4
-    for said in ("power, W", "75.0 %", "50.0 … 100.0", "held_out", f"{measured}:4", "+100.0 %", "assumed: power is"):
+    for said in ("power, W", "75.0 %", "50.0 … 100.0", "held_out", "toy.csv:4", "+100.0 %", "assumed: power is"):
         assert said in out
     assert "simulating rows" in err
     assert "simulating rows" not in out

@@ -103,6 +103,14 @@ class Comparison:
         ]
         return [one for one in lacking if one.quantities]
 
+    @property
+    def skipped_places(self) -> dict[tuple[str, ...], list[str]]:
+        """Places of such rows by the quantities that they lack."""
+        places: dict[tuple[str, ...], list[str]] = {}
+        for one in self.skipped:
+            places.setdefault(one.quantities, []).append(one.place)
+        return places
+
     def chosen(self, indices: Sequence[int]) -> Comparison:
         """Some of the rows."""
         return Comparison(

@@ -12,6 +12,7 @@ import numpy as np
 from .documents import Document, Target
 from .errors import Comparison
 from .figures import sha256
+from .places import short, spans
 from .split import FIT, HELD_OUT
 from .validate import Validation
 
@@ -170,7 +171,7 @@ def _source(result: Result) -> list[list[str]]:
             "| place | quantity | measured | simulated | error |",
             "|---|---|---:|---:|---:|",
             *(
-                f"| {_place(cell.place)} | {cell.quantity} | {cell.measured:.4g} | {cell.simulated:.4g} "
+                f"| {short(cell.place)} | {cell.quantity} | {cell.measured:.4g} | {cell.simulated:.4g} "
                 f"| {100 * cell.error:+.0f} % |"
                 for cell in comparison.outliers(OUTLIERS)
             ),
@@ -222,33 +223,7 @@ def _percent(medians: Mapping[str, float], quantity: str) -> str:
 
 
 def _skipped(comparison: Comparison) -> list[str]:
-    places: dict[tuple[str, ...], list[str]] = {}
-    for one in comparison.skipped:
-        places.setdefault(one.quantities, []).append(one.place)
     return [
-        f"Not compared in {', '.join(quantities)}: {', '.join(_spans(where))}." for quantities, where in places.items()
+        f"Not compared in {', '.join(quantities)}: {spans(places)}."
+        for quantities, places in comparison.skipped_places.items()
     ]
-
-
-def _spans(places: Sequence[str]) -> list[str]:
-    """Places by file, with consecutive lines joined: ``file.csv:3-7``."""
-    files: dict[str, list[int]] = {}
-    for place in places:
-        name, _, line = _place(place).rpartition(":")
-        files.setdefault(name, []).append(int(line))
-    found = []
-    for name, numbers in files.items():
-        spans: list[list[int]] = []
-        for number in sorted(numbers):
-            if spans and number == spans[-1][1] + 1:
-                spans[-1][1] = number
-            else:
-                spans.append([number, number])
-        told = (f"{first}" if first == last else f"{first}-{last}" for first, last in spans)
-        found.append(f"`{name}` lines {', '.join(told)}")
-    return found
-
-
-def _place(place: str) -> str:
-    """Without the folder, which is another one on every machine."""
-    return place.rpartition("/")[2]

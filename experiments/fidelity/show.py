@@ -11,6 +11,7 @@ from rich.table import Table
 
 from .calibrate import Calibration
 from .errors import Comparison, Summary
+from .places import short, spans
 from .validate import Group, Validation
 
 OUTLIERS = 10
@@ -25,7 +26,7 @@ def print_validation(validation: Validation, console: Console) -> None:
         console.print(_by_group(key, values, list(validation.summaries)))
     for score in validation.scores:
         console.print(str(score), markup=False)
-    console.print(_outliers(comparison, source.quantities))
+    console.print(_outliers(comparison))
     _print_skipped(comparison, console)
     for line in source.assumed:
         console.print(f"assumed: {line}", markup=False)
@@ -82,11 +83,11 @@ def _by_group(key: str, values: Mapping[str, Group], quantities: list[str]) -> T
     return table
 
 
-def _outliers(comparison: Comparison, units: Mapping[str, str]) -> Table:
+def _outliers(comparison: Comparison) -> Table:
     table = _table("furthest off", "quantity", "measured", "simulated", "error")
     for cell in comparison.outliers(OUTLIERS):
-        figures = (f"{value:.4g} {units[cell.quantity]}".strip() for value in (cell.measured, cell.simulated))
-        table.add_row(cell.place, cell.quantity, *figures, f"{100 * cell.error:+.1f} %")
+        figures = (f"{value:.4g}" for value in (cell.measured, cell.simulated))
+        table.add_row(short(cell.place), cell.quantity, *figures, f"{100 * cell.error:+.1f} %")
     return table
 
 
@@ -95,11 +96,8 @@ def _print_skipped(comparison: Comparison, console: Console) -> None:
     if not skipped:
         return
     console.print(f"{len(skipped)} of {len(comparison.rows)} rows cannot be compared in full:")
-    places: dict[tuple[str, ...], list[str]] = {}
-    for one in skipped:
-        places.setdefault(one.quantities, []).append(one.place)
-    for quantities, where in places.items():
-        console.print(f"  {', '.join(quantities)}: {', '.join(where)}", markup=False)
+    for quantities, places in comparison.skipped_places.items():
+        console.print(f"  {', '.join(quantities)}: {spans(places)}", markup=False)
 
 
 def print_left_out(comparison: Comparison, units: Mapping[str, str], console: Console) -> None:
