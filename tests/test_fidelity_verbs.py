@@ -13,7 +13,7 @@ import pytest
 
 from llmcluster.experiments.fidelity import registry
 from llmcluster.experiments.fidelity.figures import flat, to_toml
-from llmcluster.experiments.fidelity.leave_out import leave_one_model_out
+from llmcluster.experiments.fidelity.leave_out import leave_one_model_out, without_scales
 from llmcluster.experiments.fidelity.split import FIT, HELD_OUT, part
 from llmcluster.simulator.catalog import Catalog
 from llmcluster.simulator.errors import InputError
@@ -249,6 +249,16 @@ def test_each_model_is_predicted_from_the_others(call: Call, tmp_path: Path) -> 
     assert told["models"]["M"]["median_abs_rel_error"]["power"] == pytest.approx(1.0)
     assert told["models"]["N"]["bias"]["power"] == pytest.approx(-0.725)
     assert told["skipped"] == [f"{path}:6"], "no other model was measured on an A40"
+
+
+def test_what_the_catalogue_knows_of_the_model_left_out_is_laid_aside(tmp_path: Path) -> None:
+    path = tmp_path / "scales.toml"
+    scale = '[[scales]]\nmodel = "{}"\ngpu = "H100-80GB"\ntp = {}\ntime = 1.25\nsource = "test"\n'
+    path.write_text("".join(scale.format(*one) for one in (("Qwen3-8B", 1), ("Qwen3-8B", 2), ("Qwen3-32B", 2))))
+    catalog = Catalog.builtin().with_file(path)
+    ignorant = without_scales(catalog, "Qwen3-8B")
+    assert [ignorant.scale("Qwen3-8B", "H100-80GB", tp).time for tp in (1, 2)] == [1.0, 1.0]
+    assert ignorant.scale("Qwen3-32B", "H100-80GB", 2).time == catalog.scale("Qwen3-8B", "H100-80GB", 2).time == 1.25
 
 
 def test_one_model_cannot_be_left_out(call: Call, three: Path) -> None:
