@@ -69,7 +69,7 @@ class Compositions:
         pairs: Pairs of a query token and a token that it attends to, the mean of the entry.
         read: Cached tokens read, the mean of the entry.
         phase: ``RAMP_UP`` until as many requests have started as can run at once; ``STEADY`` until no more than these
-            and one are left; then ``DRAIN``.
+            and one are left; then ``DRAIN``. Without any that is steady, those before ``DRAIN`` are.
         preemptions: Requests that lost their cache in the whole run.
     """
 
@@ -163,8 +163,7 @@ class _Composer:
         first = sum(request.generated == 0 for request in ready)
         for request in ready:
             request.generated += 1
-        sequences = len(plan.decodes) + len(plan.chunks)
-        shape = (1, work.tokens, sequences, len(plan.decodes), len(ready))
+        shape = (1, work.tokens, work.sequences, len(plan.decodes), len(ready))
         self._entries.append((*shape, float(work.pairs), float(work.read), self._phase))
         ended = [request for request in (*plan.decodes, *ready) if request.generated == request.output]
         for request in ended:
@@ -178,7 +177,7 @@ class _Composer:
         """Goes on to the next phase where it is time."""
         if self._phase == RAMP_UP and self._started >= self._places:
             self._phase = STEADY
-        if self._phase == STEADY and self._left <= self._places + 1:
+        if self._left <= self._places + 1:
             self._phase = DRAIN
 
     def _leap(self) -> None:
@@ -206,12 +205,19 @@ class _Composer:
             most -= steps
 
     def _result(self) -> Compositions:
-        count, tokens, sequences, decodes, started, pairs, read, phase = zip(*self._entries, strict=True)
+        count, tokens, sequences, decodes, started, pairs, read, phases = zip(*self._entries, strict=True)
+        phase = np.array(phases, np.int64)
+        if STEADY not in phase:
+            phase[phase == RAMP_UP] = STEADY
         return Compositions(
-            *(np.array(column, np.int64) for column in (count, tokens, sequences, decodes, started)),
+            count=np.array(count, np.int64),
+            tokens=np.array(tokens, np.int64),
+            sequences=np.array(sequences, np.int64),
+            decodes=np.array(decodes, np.int64),
+            started=np.array(started, np.int64),
             pairs=np.array(pairs, np.float64),
             read=np.array(read, np.float64),
-            phase=np.array(phase, np.int64),
+            phase=phase,
             preemptions=np.array(self._preemptions),
         )
 
@@ -219,10 +225,15 @@ class _Composer:
 def _check(run: Run) -> None:
     lengths = np.array([run.prompt_tokens, run.output_tokens])
     if lengths.size == 0 or lengths.min() < 1:
-        raise InputError("run", "a prompt or an output is empty, or there is no request", "Give at least one token each")
+        raise InputError(
+            "run", "a prompt or an output is empty, or there is no request", "Give at least one token each"
+        )
     if run.max_num_batched_tokens <= run.max_num_seqs:
         problem = f"{run.max_num_batched_tokens} does not exceed max_num_seqs {run.max_num_seqs}"
         raise InputError("max_num_batched_tokens", problem, "Raise the one or lower the other")
+    if lengths.shape[1] < run.max_num_seqs + 2:
+        problem = f"{lengths.shape[1]} requests keep {run.max_num_seqs} places full at no time"
+        raise InputError("run", problem, "Send more")
     longest = int(lengths.sum(axis=0).max())
     if longest > run.kv_tokens // BLOCK_TOKENS * BLOCK_TOKENS:
         problem = f"a request of {longest} tokens does not fit {run.kv_tokens} tokens of KV cache"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...simulator.kernels.tables import IterationCost
+from ...simulator.kernels.tables import IterationCost, PowerCoefficients
 from ...simulator.units import PS_PER_S
 from .compositions import STEADY, Compositions
 
@@ -38,19 +38,22 @@ class Cost:
     link_s: F64
     attention_s: float
     kv_read_s: float
-    state_s: float = 0.0
-    step_s: float = 0.0
-    sequence_s: float = 0.0
+    state_s: float
+    step_s: float
+    sequence_s: float
 
     @classmethod
     def of(cls, cost: IterationCost) -> Cost:
-        """The cost that the engine computes with; what it has in one for host and link counts as link."""
+        """The cost that the engine computes with."""
         return cls(
             compute_s=cost.compute_ps / PS_PER_S,
             memory_s=cost.memory_ps / PS_PER_S,
-            link_s=cost.fixed_ps / PS_PER_S,
+            link_s=cost.link_ps / PS_PER_S,
             attention_s=cost.attention_ps / PS_PER_S,
             kv_read_s=cost.kv_read_ps / PS_PER_S,
+            state_s=cost.state_ps / PS_PER_S,
+            step_s=cost.step_ps / PS_PER_S,
+            sequence_s=cost.sequence_ps / PS_PER_S,
         )
 
 
@@ -100,7 +103,7 @@ def busy(work: Compositions, cost: Cost, clock: F64 | float = 1.0) -> Busy:
     """Times of every iteration; ``clock`` is relative to the highest, one for all or one each."""
     compute = (cost.compute_s[work.tokens] + cost.attention_s * work.pairs) / clock
     memory = cost.memory_s[work.tokens] + cost.kv_read_s * work.read + cost.state_s * work.sequences
-    host = cost.step_s + cost.sequence_s * work.sequences
+    host = np.asarray(cost.step_s + cost.sequence_s * work.sequences, np.float64)
     link = cost.link_s[work.tokens]
     return Busy(host + link + np.maximum(compute, memory), host, compute, memory, link)
 
@@ -138,4 +141,30 @@ def _quantiles(values: F64, weights: NDArray[np.int64], shares: tuple[float, ...
     """Values below which such shares of the weight lie."""
     order = np.argsort(values)
     upto = np.cumsum(weights[order])
-    return values[order][np.searchsorted(upto, np.array(shares) * upto[-1])]
+    found: F64 = values[order][np.searchsorted(upto, np.array(shares) * upto[-1])]
+    return found
+
+
+def governed(work: Compositions, cost: Cost, power: PowerCoefficients) -> tuple[Busy, F64]:
+    """Times of every iteration at the highest clock that keeps it under the power limit, and watts meanwhile."""
+    times, watts = _at(work, cost, power, len(power.clock_ratio) - 1)
+    step = len(power.clock_ratio) - 1
+    clock = np.full(len(work.count), step)
+    while step > 0 and (watts > power.cap_max_w).any():
+        step -= 1
+        clock[watts > power.cap_max_w] = step
+        times, watts = _at(work, cost, power, clock)
+    return times, watts
+
+
+def _at(work: Compositions, cost: Cost, power: PowerCoefficients, step: NDArray[np.int64] | int) -> tuple[Busy, F64]:
+    times = busy(work, cost, power.clock_ratio[step])
+    clocked = power.active_w * (times.length_s - times.host_s) + power.compute_w * times.compute_s
+    steady = power.memory_w * times.memory_s + power.link_w * times.link_s
+    return times, power.idle_w + (power.scale[step] * clocked + steady) / times.length_s
+
+
+def mean_power_w(work: Compositions, times: Busy, watts: F64) -> float:
+    """Mean power over the steady part."""
+    time_s = np.where(work.phase == STEADY, work.count, 0) * times.length_s
+    return float(time_s @ watts / time_s.sum())

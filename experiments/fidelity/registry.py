@@ -2,5 +2,7 @@
 
 from __future__ import annotations
 
-SOURCES: dict[str, str] = {}
+SOURCES: dict[str, str] = {
+    "mlenergy": "mlenergy:MlEnergy",
+}
 """``module:Class`` within ``sources``, by the name on the command line."""
