@@ -9,6 +9,7 @@ from ...simulator.errors import InputError
 from .source import Source
 
 SOURCES: dict[str, str] = {
+    "mlenergy": "mlenergy:MlEnergy",
     "energy-inference": "energy_inference:EnergyInference",
 }
 """``module:Class`` within ``sources``, by the name on the command line."""
