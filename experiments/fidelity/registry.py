@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-SOURCES: dict[str, str] = {}
+SOURCES: dict[str, str] = {"splitwise": "splitwise:Splitwise"}
 """``module:Class`` within ``sources``, by the name on the command line."""
