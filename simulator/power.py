@@ -36,6 +36,7 @@ def power_coefficients(model: ModelSpec, gpu: GpuSpec, tp: int, pp: int = 1) -> 
         active_w=gpu.power.active_w * gpus,
         compute_w=gpu.power.compute_w * gpus,
         memory_w=gpu.power.memory_w * gpus,
+        link_w=gpu.power.link_w * gpus,
         clock_ratio=ratio,
         scale=scale,
         cap_min_w=gpu.cap_min_w * gpus,
