@@ -65,14 +65,17 @@ def run(
     Returns:
         Length and energy.
     """
-    t = batches.tokens[:, None]
-    fixed_ps = cost.fixed_ps[t]
-    at_top_ps = compute * cost.compute_ps[t] + cost.attention_ps * batches.pairs[:, None].astype(np.float64)
+    column = {name: getattr(batches, name)[:, None] for name in ("tokens", "sequences", "read", "pairs")}
+    host_ps = cost.step_ps + cost.sequence_ps * column["sequences"]
+    link_ps = cost.link_ps[column["tokens"]]
+    # Not in integers: those of the longest prompts times their pairs would not fit.
+    at_top_ps = compute * cost.compute_ps[column["tokens"]] + float(cost.attention_ps) * column["pairs"]
+    read_ps = cost.kv_read_ps * column["read"] + cost.state_ps * column["sequences"]
+    memory_ps = cost.memory_ps[column["tokens"]] + read_ps
     compute_ps = at_top_ps / power.clock_ratio
-    memory_ps = cost.memory_ps[t] + cost.kv_read_ps * batches.read[:, None].astype(np.float64)
-    length_ps = fixed_ps + np.maximum(compute_ps, memory_ps)
-    steady_w = power.idle_w + power.scale * power.active_w
-    energy = steady_w * length_ps + power.scale * power.compute_w * compute_ps + power.memory_w * memory_ps
+    length_ps = host_ps + link_ps + np.maximum(compute_ps, memory_ps)
+    clocked = power.scale * (power.active_w * (length_ps - host_ps) + power.compute_w * compute_ps)
+    energy = power.idle_w * length_ps + clocked + power.memory_w * memory_ps + power.link_w * link_ps
     allowed = energy <= power.cap_max_w * length_ps
     step = np.where(allowed.any(axis=1), allowed.shape[1] - 1 - np.argmax(allowed[:, ::-1], axis=1), 0)
     each = np.arange(len(step))
