@@ -101,11 +101,12 @@ def _look_up(catalog: Catalog, slot: Slot, model: str) -> None:
 
 def _deployment(number: int, name: str, slot: Slot, engine: EngineSpec, catalog: Catalog) -> Deployment:
     model, gpu, tp, pp = catalog.model(name), catalog.gpu(slot.spec.gpu), slot.spec.tp, slot.spec.pp
+    scale = catalog.scale(model.name, gpu.name, tp, pp, slot.spec.ep)
     capacity = kv_capacity_tokens(model, gpu, tp, engine.gpu_memory_utilization, pp)
     return Deployment(
         model=number,
-        cost=iteration_cost(model, gpu, tp, engine.max_num_batched_tokens, pp, slot.spec.ep),
-        power=power_coefficients(model, gpu, tp, pp),
+        cost=iteration_cost(model, gpu, tp, engine.max_num_batched_tokens, pp, slot.spec.ep, scale),
+        power=power_coefficients(model, gpu, tp, pp, scale),
         kv_blocks=capacity // engine.block_size,
         max_model_len=min(engine.max_model_len or model.max_model_len, model.max_model_len),
         load_s=load_time_s(model, gpu, tp, pp),

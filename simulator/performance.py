@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .catalog import GpuSpec, ModelSpec
+from .catalog import GpuSpec, ModelSpec, Scale
 from .communication import all_reduce_s, hand_on_s
 from .errors import InputError
 from .experts import busiest_experts, busiest_pairs
@@ -27,7 +27,13 @@ GPU_MEMORY_UTILIZATION = 0.9
 
 
 def iteration_cost(
-    model: ModelSpec, gpu: GpuSpec, tp: int, max_tokens: int = MAX_BATCHED_TOKENS, pp: int = 1, ep: bool = False
+    model: ModelSpec,
+    gpu: GpuSpec,
+    tp: int,
+    max_tokens: int = MAX_BATCHED_TOKENS,
+    pp: int = 1,
+    ep: bool = False,
+    scale: Scale | None = None,
 ) -> IterationCost:
     """Roofline of one engine iteration, tabulated by batched tokens.
 
@@ -59,6 +65,7 @@ def iteration_cost(
         max_tokens: Token budget of an iteration, the length of the tables less one.
         pp: Pipeline stages, each of ``tp`` GPUs.
         ep: Whether experts are spread whole over the GPUs of a stage.
+        scale: Factors fitted for just this; none by default.
 
     Returns:
         Times in integer picoseconds at the highest clock.
@@ -86,15 +93,16 @@ def iteration_cost(
     attention_flop = FLOP_PER_PAIR_CHANNEL * share * model.layers * model.heads * model.head_dim / tp
     attention_s = attention_flop / (gpu.bf16_flop_per_s * timing.attention_efficiency)
     kv_read_s = share * kv_bytes_per_gpu(model, tp) / bytes_per_s
+    slower, busier = (scale.time, scale.time * scale.compute) if scale else (1.0, 1.0)
     return IterationCost(
-        step_ps=to_ps(pp * timing.step_s),
-        sequence_ps=to_ps(timing.sequence_s),
-        link_ps=_ps(pp * stage_s + (pp - 1) * hand_on_s(model, gpu, tp, batch)),
-        compute_ps=_ps(compute_s + unhidden_s),
-        memory_ps=_ps(memory_s + unhidden_s),
-        kv_read_ps=round(kv_read_s * PS_PER_S),
+        step_ps=to_ps(slower * pp * timing.step_s),
+        sequence_ps=to_ps(slower * timing.sequence_s),
+        link_ps=_ps(slower * (pp * stage_s + (pp - 1) * hand_on_s(model, gpu, tp, batch))),
+        compute_ps=_ps(busier * compute_s + slower * unhidden_s),
+        memory_ps=_ps(slower * (memory_s + unhidden_s)),
+        kv_read_ps=to_ps(slower * kv_read_s),
         state_ps=0,
-        attention_ps=round(attention_s * PS_PER_S),
+        attention_ps=to_ps(busier * attention_s),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .catalog import Catalog
+from .scales import Scale
 from .specs import GpuSpec, ModelSpec
 
-__all__ = ["Catalog", "GpuSpec", "ModelSpec"]
+__all__ = ["Catalog", "GpuSpec", "ModelSpec", "Scale"]
