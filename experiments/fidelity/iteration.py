@@ -50,17 +50,13 @@ def decodes(batch: NDArray[np.int64], context: NDArray[np.int64]) -> Batches:
     return Batches(batch, batch, batch * context, batch * context)
 
 
-def run(
-    cost: IterationCost, power: PowerCoefficients, batches: Batches, time: float = 1.0, compute: float = 1.0
-) -> Ran:
+def run(cost: IterationCost, power: PowerCoefficients, batches: Batches) -> Ran:
     """Runs iterations at the highest clock that the TDP allows each of them.
 
     Args:
         cost: Iteration cost of the deployment.
         power: Its power coefficients.
         batches: The iterations.
-        time: Multiplies the length of an iteration and all that happens in it.
-        compute: Multiplies its matrix work besides.
 
     Returns:
         Length and energy.
@@ -69,7 +65,7 @@ def run(
     host_ps = cost.step_ps + cost.sequence_ps * column["sequences"]
     link_ps = cost.link_ps[column["tokens"]]
     # Not in integers: those of the longest prompts times their pairs would not fit.
-    at_top_ps = compute * cost.compute_ps[column["tokens"]] + float(cost.attention_ps) * column["pairs"]
+    at_top_ps = cost.compute_ps[column["tokens"]] + float(cost.attention_ps) * column["pairs"]
     read_ps = cost.kv_read_ps * column["read"] + cost.state_ps * column["sequences"]
     memory_ps = cost.memory_ps[column["tokens"]] + read_ps
     compute_ps = at_top_ps / power.clock_ratio
@@ -79,4 +75,4 @@ def run(
     allowed = energy <= power.cap_max_w * length_ps
     step = np.where(allowed.any(axis=1), allowed.shape[1] - 1 - np.argmax(allowed[:, ::-1], axis=1), 0)
     each = np.arange(len(step))
-    return Ran(time * length_ps[each, step] / PS_PER_S, time * energy[each, step] / PS_PER_S)
+    return Ran(length_ps[each, step] / PS_PER_S, energy[each, step] / PS_PER_S)

@@ -1,23 +1,23 @@
 """``splitwise``: prompt and token times of Llama-2-70B and BLOOM-176B on A100 and H100 servers.
 
-The file is the union of three sweeps over each model, GPU and tensor parallelism: of the prompt (128 to 8192 tokens, one
-request), of the batch (1 to 64 requests of 512 tokens) and of the output. The point they share (one request, 512 and
-128 tokens) stands there three times over, with the very same five repeats.
+The file is the union of three sweeps over each model, GPU and tensor parallelism: of the prompt (128 to 8192 tokens,
+one request), of the batch (1 to 64 requests of 512 tokens) and of the output (128 to 8192 tokens, one request of 512).
+The point they share stands there three times over, with the very same five repeats.
 """
 
 from __future__ import annotations
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ....simulator.catalog import Catalog, GpuSpec, ModelSpec
+from ....simulator.catalog import Catalog, Scale
 from ....simulator.errors import InputError
 from ....simulator.performance import GPU_MEMORY_UTILIZATION, iteration_cost, kv_capacity_tokens
 from ....simulator.power import power_coefficients
@@ -56,7 +56,7 @@ class Splitwise:
         f"Not simulated: rows of a GPU named *{SYNTHETIC}, whose prompt times are those of the uncapped GPU times 1.30 "
         "and whose token times are the same, and rows whose batch does not fit the KV cache at once, which were "
         "measured in several batches.",
-        "The split's unit is model, GPU, parallelism and prompt length: the output sweep measures one prompt time again "
+        "The split's unit is model, GPU, parallelism and prompt length: the output sweep measures one prompt time time "
         "and again, and must not lie on both sides.",
     )
 
@@ -72,39 +72,40 @@ class Splitwise:
         """Simulates every row that can be; nothing is drawn at random, so that the seed does not matter."""
         found: list[Simulated] = [{} for _ in rows]
         done = 0
-        for slot, members in _by_slot(rows).items():
+        for members in _by_slot(rows).values():
             kept = [i for i in members if _refusal(rows[i], catalog) is None]
             if kept:
-                bench = _Bench.of(slot, [rows[i] for i in kept], catalog)
-                for i, values in zip(kept, zip(*bench.quantities(1.0, 1.0).values(), strict=True), strict=True):
-                    found[i] = dict(zip(self.quantities, map(float, values), strict=True))
+                bench = _Bench([rows[i] for i in kept], catalog)
+                simulated = bench.run(catalog.scale(bench.model.name, bench.gpu.name, bench.tp))
+                for n, i in enumerate(kept):
+                    found[i] = {quantity: float(simulated[quantity][n]) for quantity in self.quantities}
             done += len(members)
             advance(done)
         return found
 
     def fit(self, rows: Sequence[Row], catalog: Catalog, rng: np.random.Generator, advance: Advance) -> Fitted:
         """Fits ``time`` and ``compute`` of each model, GPU and parallelism to both times, each point counting once."""
-        tables: list[dict[str, Any]] = []
+        scales: list[Scale] = []
         intervals: dict[str, tuple[float, float]] = {}
         residuals = {quantity: np.full(len(rows), np.nan) for quantity in self.quantities}
         done = 0
-        for slot, members in _by_slot(rows).items():
+        for members in _by_slot(rows).values():
             kept = [i for i in members if _refusal(rows[i], catalog) is None]
             if kept:
-                chosen = [rows[i] for i in kept]
-                bench = _Bench.of(slot, chosen, catalog)
-                logs, weights = bench.logs(chosen)
-                best = scalars.fit(logs, weights)
-                time, compute = scalars.intervals(logs, weights, [row.configuration for row in chosen] * 2, rng)
-                tables.append(_table(slot, best, len(chosen)))
-                name = "scales.{}.{}.tp{}".format(*slot)
-                intervals |= {f"{name}.time": time, f"{name}.compute": compute}
-                for quantity, values in bench.quantities(best.time, best.compute).items():
-                    measured = np.array([row.measured.get(quantity, np.nan) for row in chosen])
+                bench = _Bench([rows[i] for i in kept], catalog)
+                logs, weights = bench.logs(), np.tile(bench.weights(), len(FITTED))
+                best = bench.scale(*scalars.fit(logs, weights))
+                found = scalars.intervals(logs, weights, [row.configuration for row in bench.rows] * len(FITTED), rng)
+                name = ".".join(("scales", *map(str, best.cut)))
+                intervals |= {f"{name}.time": found[0], f"{name}.compute": found[1]}
+                scales.append(best)
+                for quantity, values in bench.run(best).items():
+                    measured = np.array([row.measured.get(quantity, np.nan) for row in bench.rows])
                     residuals[quantity][kept] = values / measured - 1
             done += len(members)
             advance(done)
-        return Fitted({"scales": tables}, intervals, {name: values.tolist() for name, values in residuals.items()})
+        tables = {"scales": [scale.model_dump(exclude={"power"}) for scale in scales]}
+        return Fitted(tables, intervals, {name: values.tolist() for name, values in residuals.items()})
 
     def outliers(self, rows: Sequence[Row], catalog: Catalog) -> dict[str, str]:
         """Names what is not simulated, and repeats more than 10 % from the median of their point.
@@ -129,53 +130,54 @@ class Splitwise:
         return reasons
 
 
-@dataclass(frozen=True)
 class _Bench:
-    """Rows of one deployment, ready to be run with any scalars."""
+    """Rows of one model, GPU and parallelism, ready to be run with any factors."""
 
-    model: ModelSpec
-    gpu: GpuSpec
-    tp: int
-    batch: NDArray[np.int64]
-    prompt: NDArray[np.int64]
-    output: NDArray[np.int64]
+    def __init__(self, rows: Sequence[Row], catalog: Catalog) -> None:
+        self.rows = rows
+        first = rows[0]
+        self.model, self.gpu = catalog.model(first.groups["model"]), catalog.gpu(first.groups["gpu"])
+        self.tp = int(first.given["tp"])
+        batch, prompt, self._output = (
+            np.array([row.given[name] for row in rows], np.int64) for name in ("batch", "prompt", "output")
+        )
+        self._prompts, self._decodes = prompts(batch, prompt), decodes(batch, prompt + self._output // 2)
 
-    @classmethod
-    def of(cls, slot: Slot, rows: Sequence[Row], catalog: Catalog) -> _Bench:
-        swept = (np.array([row.given[name] for row in rows], np.int64) for name in ("batch", "prompt", "output"))
-        return cls(catalog.model(slot[0]), catalog.gpu(slot[1]), slot[2], *swept)
+    def scale(self, time: float, compute: float) -> Scale:
+        """These factors as a table of the catalogue."""
+        told = f"splitwise-sim perf_model.csv (Patel et al., ISCA 2024), {len(self.rows)} rows; kernels launched singly"
+        return Scale(
+            model=self.model.name,
+            gpu=self.gpu.name,
+            tp=self.tp,
+            time=round(time, 4),
+            compute=round(compute, 4),
+            source=told,
+        )
 
-    def quantities(self, time: float, compute: float) -> dict[str, NDArray[np.float64]]:
+    def run(self, scale: Scale) -> dict[str, NDArray[np.float64]]:
         """Simulated values of all rows, by quantity."""
-        return self._run(np.array([compute]), time)[0]
+        cost = iteration_cost(self.model, self.gpu, self.tp, int(self._prompts.tokens.max()), scale=scale)
+        power = power_coefficients(self.model, self.gpu, self.tp, scale=scale)
+        prompt, token = run(cost, power, self._prompts), run(cost, power, self._decodes)
+        length_s = prompt.length_s + (self._output - 1) * token.length_s
+        energy_j = prompt.energy_j + (self._output - 1) * token.energy_j
+        return {
+            "prompt_time": prompt.length_s * MS_PER_S,
+            "token_time": token.length_s * MS_PER_S,
+            "power": energy_j / length_s / power.cap_max_w,
+        }
 
-    def logs(self, rows: Sequence[Row]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """log(measured / simulated) of both times at each ``scalars.COMPUTE``, and how much each row counts."""
-        points = [tuple(row.given.values()) for row in rows]
-        weights = np.array([1 / points.count(point) for point in points])
-        measured = np.log([[row.measured[name] for row in rows] for name in FITTED])
-        runs = self._run(scalars.COMPUTE, 1.0)
-        logs = [np.concatenate([measured[i] - np.log(found[name]) for i, name in enumerate(FITTED)]) for found in runs]
-        return np.array(logs), np.tile(weights, len(FITTED))
+    def logs(self) -> NDArray[np.float64]:
+        """log(measured / simulated) of both times at each of ``scalars.COMPUTE``."""
+        measured = np.log([row.measured[quantity] for quantity in FITTED for row in self.rows])
+        runs = (self.run(self.scale(1.0, compute)) for compute in scalars.COMPUTE.tolist())
+        return np.array([measured - np.log(np.concatenate([found[name] for name in FITTED])) for found in runs])
 
-    def _run(self, computes: NDArray[np.float64], time: float) -> list[dict[str, NDArray[np.float64]]]:
-        most = int((self.batch * self.prompt).max())
-        cost = iteration_cost(self.model, self.gpu, self.tp, most)
-        power = power_coefficients(self.model, self.gpu, self.tp)
-        first, next_ = prompts(self.batch, self.prompt), decodes(self.batch, self.prompt + self.output // 2)
-        found = []
-        for compute in computes.tolist():
-            prompt, token = (run(cost, power, batches, time, compute) for batches in (first, next_))
-            length_s = prompt.length_s + (self.output - 1) * token.length_s
-            energy_j = prompt.energy_j + (self.output - 1) * token.energy_j
-            found.append(
-                {
-                    "prompt_time": prompt.length_s * MS_PER_S,
-                    "token_time": token.length_s * MS_PER_S,
-                    "power": energy_j / length_s / power.cap_max_w,
-                }
-            )
-        return found
+    def weights(self) -> NDArray[np.float64]:
+        """How much each row counts, so that repeats make one point together; a row drawn twice counts twice."""
+        points = Counter(point for _, point in {(row.place, tuple(row.given.values())) for row in self.rows})
+        return np.array([1 / points[tuple(row.given.values())] for row in self.rows])
 
 
 def _by_slot(rows: Sequence[Row]) -> dict[Slot, list[int]]:
@@ -198,20 +200,6 @@ def _refusal(row: Row, catalog: Catalog) -> str | None:
     return f"its batch needs {needed} tokens of KV cache, {capacity} fit" if needed > capacity else None
 
 
-def _table(slot: Slot, best: scalars.Scalars, rows: int) -> dict[str, Any]:
-    source = f"splitwise-sim perf_model.csv (Patel et al., ISCA 2024), {rows} rows of an engine without CUDA graphs"
-    return {
-        "model": slot[0],
-        "gpu": slot[1],
-        "tp": slot[2],
-        "pp": 1,
-        "ep": False,
-        "time": best.time,
-        "compute": best.compute,
-        "source": source,
-    }
-
-
 def _read(path: Path) -> list[Row]:
     needed = ("model", "hardware", *WHOLE, *MEASURED)
     try:
@@ -220,7 +208,7 @@ def _read(path: Path) -> list[Row]:
             missing = [name for name in needed if name not in (reader.fieldnames or ())]
             if missing:
                 raise InputError(str(path), f"lacks the column {missing[0]}", f"Give a file with {', '.join(needed)}")
-            rows = [_row(f"{path.name}:{reader.line_num}", line) for line in reader]
+            rows = [_row(f"{path}:{reader.line_num}", line) for line in reader]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(str(path), f"cannot be read ({error})", "Give splitwise-sim's perf_model.csv") from error
     if not rows:
