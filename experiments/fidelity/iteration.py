@@ -6,7 +6,6 @@ batches at once and in floating point.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +15,7 @@ from ...simulator.kernels.tables import IterationCost, PowerCoefficients
 from ...simulator.units import PS_PER_S
 
 
-@dataclass(frozen=True)
-class Batches:
+class Batches(NamedTuple):
     """What each of N iterations has to do.
 
     Attributes:
@@ -34,10 +32,24 @@ class Batches:
 
 
 class Ran(NamedTuple):
-    """Length (s) and energy (J, of all GPUs of the slot) of each iteration."""
+    """How each iteration went (N,); its length is the sum of the times.
 
-    length_s: NDArray[np.float64]
+    Attributes:
+        host_s: The GPUs wait for the host.
+        link_s: They communicate.
+        work_s: They compute or read memory.
+        energy_j: Energy of all GPUs of the slot.
+    """
+
+    host_s: NDArray[np.float64]
+    link_s: NDArray[np.float64]
+    work_s: NDArray[np.float64]
     energy_j: NDArray[np.float64]
+
+    @property
+    def length_s(self) -> NDArray[np.float64]:
+        """Length of each iteration."""
+        return self.host_s + self.link_s + self.work_s
 
 
 def prompts(batch: NDArray[np.int64], prompt: NDArray[np.int64]) -> Batches:
@@ -59,20 +71,22 @@ def run(cost: IterationCost, power: PowerCoefficients, batches: Batches) -> Ran:
         batches: The iterations.
 
     Returns:
-        Length and energy.
+        Times and energies.
     """
-    column = {name: getattr(batches, name)[:, None] for name in ("tokens", "sequences", "read", "pairs")}
-    host_ps = cost.step_ps + cost.sequence_ps * column["sequences"]
-    link_ps = cost.link_ps[column["tokens"]]
+    tokens, sequences, read, pairs = (
+        array[:, None] for array in (batches.tokens, batches.sequences, batches.read, batches.pairs)
+    )
+    host_ps = cost.step_ps + cost.sequence_ps * sequences
+    link_ps = cost.link_ps[tokens]
     # Not in integers: those of the longest prompts times their pairs would not fit.
-    at_top_ps = cost.compute_ps[column["tokens"]] + float(cost.attention_ps) * column["pairs"]
-    read_ps = cost.kv_read_ps * column["read"] + cost.state_ps * column["sequences"]
-    memory_ps = cost.memory_ps[column["tokens"]] + read_ps
-    compute_ps = at_top_ps / power.clock_ratio
-    length_ps = host_ps + link_ps + np.maximum(compute_ps, memory_ps)
+    compute_ps = (cost.compute_ps[tokens] + float(cost.attention_ps) * pairs) / power.clock_ratio
+    memory_ps = cost.memory_ps[tokens] + float(cost.kv_read_ps) * read + float(cost.state_ps) * sequences
+    work_ps = np.maximum(compute_ps, memory_ps)
+    length_ps = host_ps + link_ps + work_ps
     clocked = power.scale * (power.active_w * (length_ps - host_ps) + power.compute_w * compute_ps)
     energy = power.idle_w * length_ps + clocked + power.memory_w * memory_ps + power.link_w * link_ps
     allowed = energy <= power.cap_max_w * length_ps
     step = np.where(allowed.any(axis=1), allowed.shape[1] - 1 - np.argmax(allowed[:, ::-1], axis=1), 0)
     each = np.arange(len(step))
-    return Ran(length_ps[each, step] / PS_PER_S, energy[each, step] / PS_PER_S)
+    chosen = (host_ps[:, 0], link_ps[:, 0], work_ps[each, step], energy[each, step])
+    return Ran(*(np.asarray(values, np.float64) / PS_PER_S for values in chosen))
