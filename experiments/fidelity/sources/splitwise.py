@@ -53,7 +53,9 @@ class Splitwise:
         "The token time is that of an iteration over the whole batch at its mean context, prompt + output / 2.",
         "float16 weights and KV cache; GPUs joined by NVLink; no limit below the TDP.",
         "The engine launched its kernels one by one, without CUDA graphs: the token time of Llama-2-70B is the same on "
-        "4 and on 8 GPUs. Its figures (see eager.py) are shared by both models and are none of the catalogue's.",
+        "4 and on 8 GPUs. Its figures (see eager.py) are shared by both models and are none of the catalogue's. Which "
+        "figures there are was chosen with all rows in view; their values come from the fit part.",
+        "A GPU that nothing was fitted to has an engine that launches at once, as with CUDA graphs.",
         "power is the mean over prompt and output, and 0 means that it was not recorded.",
         f"Not simulated: rows of a GPU named *{SYNTHETIC}, whose prompt times are those of the uncapped GPU times 1.30 "
         "and whose token times are the same, and rows whose batch does not fit the KV cache at once, which were "
