@@ -181,6 +181,38 @@ def test_waiting_for_launches_costs_power(catalog: Catalog) -> None:
     assert idle < slow["power"] < 0.8 * quick["power"] and slow["token_time"] > 2 * quick["token_time"]
 
 
+def test_a_row_is_what_its_figures_say_by_hand(catalog: Catalog) -> None:
+    """4096 prompt tokens on a chip that no limit slows down: launches are hidden in the prompt, not in the decodes."""
+    gpu = catalog.gpu("H100-80GB").model_copy(update={"cap_max_w": 5000.0})
+    roomy = replace(catalog, gpus={**catalog.gpus, gpu.name: gpu})
+    scale = Scale(model="BLOOM-176B", gpu=gpu.name, tp=8, time=1.2, compute=0.7, source="made up")
+    figures = Figures(engines={gpu.name: TRUE}, scales=(scale,))
+    row = made_up(figures, roomy, [("BLOOM-176B", gpu.name, 8)])[0]
+    row = replace(row, given={**row.given, "batch": 4, "prompt": 1024, "output": 201})
+    (found,) = Splitwise(figures).simulate([row], roomy, 0, nobody)
+
+    cost = iteration_cost(catalog.model("BLOOM-176B"), gpu, 8, 4096, scale=scale.model_copy(update={"time": 1.0}))
+    power = power_coefficients(catalog.model("BLOOM-176B"), gpu, 8)
+    host_ps = cost.step_ps + 4 * cost.sequence_ps
+    compute_ps = int(cost.compute_ps[4096]) + cost.attention_ps * 4 * (1024 * 1025 // 2)
+    slowed_ps = TRUE.slow_link * (cost.link_ps[4096] - cost.link_ps[2048])
+    working_ps = cost.link_ps[4096] + slowed_ps + compute_ps
+    prompt_ps = host_ps + working_ps + (TRUE.first_s + 4 * TRUE.sequence_s) * 1e12
+    memory_ps = cost.memory_ps[4] + cost.kv_read_ps * 4 * (1024 + 100)
+    token_ps = host_ps + (TRUE.launch_s + 4 * TRUE.sequence_s) * 1e12
+    assert memory_ps < TRUE.launch_s * 1e12 < working_ps
+    assert found["prompt_time"] == pytest.approx(1.2 * prompt_ps / 1e9)
+    assert found["token_time"] == pytest.approx(1.2 * token_ps / 1e9)
+
+    busy = power.active_w * working_ps + power.compute_w * compute_ps + power.memory_w * cost.memory_ps[4096]
+    decode_compute_ps = cost.compute_ps[4] + cost.attention_ps * 4 * (1024 + 100)
+    decode = power.active_w * (cost.link_ps[4] + memory_ps) + power.compute_w * decode_compute_ps
+    length_ps = prompt_ps + 200 * token_ps
+    energy = power.idle_w * length_ps + busy + 200 * (decode + power.memory_w * memory_ps)
+    assert power.link_w == 0
+    assert found["power"] == pytest.approx(energy / length_ps / power.cap_max_w)
+
+
 @given(st.integers(1, 63), st.sampled_from([(1.0, 1.0), (1.3, 0.6)]), st.sampled_from(["A100-80GB", "H100-80GB"]))
 def test_more_requests_never_take_less_time(batch: int, factors: tuple[float, float], gpu: str) -> None:
     builtin = Catalog.builtin()
