@@ -10,6 +10,7 @@ from .source import Source
 
 SOURCES: dict[str, str] = {
     "mlenergy": "mlenergy:MlEnergy",
+    "splitwise": "splitwise:Splitwise",
     "energy-inference": "energy_inference:EnergyInference",
 }
 """``module:Class`` within ``sources``, by the name on the command line."""
