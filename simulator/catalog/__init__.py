@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .catalog import Catalog
+from .fits import HostFit
 from .specs import GpuSpec, ModelSpec
 
-__all__ = ["Catalog", "GpuSpec", "ModelSpec"]
+__all__ = ["Catalog", "GpuSpec", "HostFit", "ModelSpec"]
