@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .catalog import Catalog
 from .fits import HostFit
+from .scales import Scale
 from .specs import GpuSpec, ModelSpec
 
-__all__ = ["Catalog", "GpuSpec", "HostFit", "ModelSpec"]
+__all__ = ["Catalog", "GpuSpec", "HostFit", "ModelSpec", "Scale"]
