@@ -84,6 +84,7 @@ class Run:
         ttft_s: Time to first token of each request.
         decode_s: Time from first to last token of each.
         steps: Tokens after the first of each.
+        tokens: Prompt and output tokens of all.
         duration_s: From the first arrival to the last token.
         load: Means over the window of the power measurement.
     """
@@ -91,6 +92,7 @@ class Run:
     ttft_s: NDArray[np.float64]
     decode_s: NDArray[np.float64]
     steps: NDArray[np.int64]
+    tokens: int
     duration_s: float
     load: Load
 
@@ -131,6 +133,7 @@ def play(
         ttft_s=(done["first_token_ps"] - done["arrival_ps"]) / PS_PER_S,
         decode_s=(done["finish_ps"] - done["first_token_ps"]) / PS_PER_S,
         steps=done["output"].astype(np.int64) - 1,
+        tokens=int(done["prompt"].sum() + done["output"].sum()),
         duration_s=end_s - start_s,
         load=_load(cluster, start_s + first_s, start_s + last_s),
     )
