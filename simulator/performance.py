@@ -18,11 +18,8 @@ from .parallelism import Stage, check_ep, check_tp, largest_share, pipeline_stag
 from .units import PS_PER_S, to_ps
 
 FLOP_PER_PARAMETER = 2
-FLOP_PER_PAIR_CHANNEL = 4
 MAX_BATCHED_TOKENS = 8192
 BLOCK_TOKENS = 16
-ALL_REDUCES = 2
-"""Of a layer: after attention and after the MLP."""
 GPU_MEMORY_UTILIZATION = 0.9
 
 
@@ -83,15 +80,14 @@ def iteration_cost(
     share = largest_share(stages)
     tokens = np.arange(max_tokens + 1, dtype=np.float64)
     batch = np.maximum(tokens / pp, np.minimum(tokens, 1))
-    flop_per_s = gpu.flop_per_s(model.dtype_bytes) * timing.compute_efficiency * tp
+    flop_per_s = gpu.mixed_flop_per_s(model.fp8_share) * timing.compute_efficiency * tp
     bytes_per_s = gpu.memory_bytes_per_s * timing.memory_efficiency
     compute_s = pp * share * FLOP_PER_PARAMETER * _multiplied(model, tp, batch, ep) / flop_per_s
-    memory_s = pp * (_streamed(model, stages, tp, batch, ep) * model.dtype_bytes / tp / bytes_per_s)
+    memory_s = pp * (_streamed(model, stages, tp, batch, ep) / tp / bytes_per_s)
     memory_s[0] = 0
     unhidden_s = timing.overlap_loss * np.minimum(compute_s, memory_s)
-    stage_s = share * model.layers * ALL_REDUCES * all_reduce_s(model, gpu, tp, batch)
-    attention_flop = FLOP_PER_PAIR_CHANNEL * share * model.layers * model.heads * model.head_dim / tp
-    attention_s = attention_flop / (gpu.bf16_flop_per_s * timing.attention_efficiency)
+    stage_s = share * model.all_reduces * all_reduce_s(model, gpu, tp, batch)
+    attention_s = share * model.attention_flop_per_pair / tp / (gpu.bf16_flop_per_s * timing.attention_efficiency)
     kv_read_s = share * kv_bytes_per_gpu(model, tp) / bytes_per_s
     slower, busier = (scale.time, scale.time * scale.compute) if scale else (1.0, 1.0)
     return IterationCost(
@@ -133,8 +129,7 @@ def kv_capacity_tokens(
     if capacity < gpu.host.min_kv_tokens:
         kv_bytes = gpu.host.min_kv_tokens * kv_bytes_per_gpu(model, tp)
         needed = gpu.host.runtime_bytes + max(
-            stage.resident_parameters * model.dtype_bytes / tp + stage.share * kv_bytes
-            for stage in pipeline_stages(model, pp)
+            stage.resident_bytes / tp + stage.share * kv_bytes for stage in pipeline_stages(model, pp)
         )
         available = gpu.memory_bytes * gpu_memory_utilization
         fitting = (n for n in tensor_parallel_sizes(model) if n > tp)
@@ -158,8 +153,7 @@ def kv_bytes_per_gpu(model: ModelSpec, tp: int) -> float:
 
 def _capacity(model: ModelSpec, gpu: GpuSpec, tp: int, pp: int, utilization: float) -> int:
     def tokens(stage: Stage) -> int:
-        weights = stage.resident_parameters * model.dtype_bytes / tp
-        free = gpu.memory_bytes * utilization - weights - gpu.host.runtime_bytes
+        free = gpu.memory_bytes * utilization - stage.resident_bytes / tp - gpu.host.runtime_bytes
         return int(free / (stage.share * kv_bytes_per_gpu(model, tp)))
 
     return min(tokens(stage) for stage in pipeline_stages(model, pp)) // BLOCK_TOKENS * BLOCK_TOKENS
@@ -178,12 +172,12 @@ def _multiplied(model: ModelSpec, tp: int, tokens: NDArray[np.float64], ep: bool
 def _streamed(
     model: ModelSpec, stages: tuple[Stage, ...], tp: int, tokens: NDArray[np.float64], ep: bool
 ) -> NDArray[np.float64]:
-    """Parameters that the largest stage reads; with whole experts, ``tp`` times those of the GPU that reads most."""
+    """Bytes that the largest stage reads; with whole experts, ``tp`` times those of the GPU that reads most."""
     if ep:
         spared = model.experts - tp * busiest_experts(model, tp, tokens)
     else:
         spared = np.array([model.untouched_experts(n) for n in tokens.tolist()])
-    read = [stage.read_parameters - model.expert_parameters * stage.share * spared for stage in stages]
+    read = [stage.read_bytes - model.expert_bytes * stage.share * spared for stage in stages]
     return np.asarray(np.max(read, axis=0))
 
 

@@ -44,9 +44,9 @@ def test_stages_hold_every_layer_once(model: ModelSpec, pp: int) -> None:
     stages = pipeline_stages(model, pp)
     assert len(stages) == pp and sum(s.share for s in stages) == pytest.approx(1)
     assert max(s.share for s in stages) * model.layers == pytest.approx(-(-model.layers // pp))
-    assert sum(s.read_parameters for s in stages) == pytest.approx(model.parameters - model.lookup_parameters)
-    copied = model.head_parameters if model.tied_embeddings and pp > 1 else 0
-    assert sum(s.resident_parameters for s in stages) == pytest.approx(model.parameters + copied)
+    assert sum(s.read_bytes for s in stages) == pytest.approx(model.block_bytes + model.head_bytes)
+    copied = model.head_bytes if model.tied_embeddings and pp > 1 else 0
+    assert sum(s.resident_bytes for s in stages) == pytest.approx(model.weight_bytes + copied)
 
 
 @pytest.mark.parametrize(
@@ -59,10 +59,10 @@ def test_layers_that_do_not_divide_go_where_vllm_puts_them(layers: int, pp: int,
 
 def test_embedding_and_head_stand_at_the_ends() -> None:
     first, middle, last = pipeline_stages(DENSE.model_copy(update={"layers": 81}), 3)
-    head = 128_256 * 8192
-    assert first.resident_parameters - middle.resident_parameters == pytest.approx(head)
-    assert last.resident_parameters - middle.resident_parameters == pytest.approx(head)
-    assert last.read_parameters - first.read_parameters == pytest.approx(head)
+    head = 128_256 * 8192 * 2
+    assert first.resident_bytes - middle.resident_bytes == pytest.approx(head)
+    assert last.resident_bytes - middle.resident_bytes == pytest.approx(head)
+    assert last.read_bytes - first.read_bytes == pytest.approx(head)
 
 
 @pytest.mark.parametrize("pp", [-1, 0, 81])

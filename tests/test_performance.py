@@ -25,7 +25,9 @@ def fits(model, gpu, tp):
         return False
 
 
-PAIRS = itertools.product(CATALOG.models.values(), CATALOG.gpus.values())
+PLAIN = ("Llama-3.1-8B", "Llama-3.1-70B", "Qwen3-8B", "Qwen3-32B", "Qwen3-30B-A3B")
+"""The models that the shipped results were made with."""
+PAIRS = itertools.product(map(CATALOG.model, PLAIN), CATALOG.gpus.values())
 FITTING = [(m, g, tp) for m, g in PAIRS for tp in tensor_parallel_sizes(m) if fits(m, g, tp)]
 COSTS = {(m.name, g.name, tp): iteration_cost(m, g, tp, TOKENS) for m, g, tp in FITTING}
 ON_SOME = [d for d in FITTING if d[1].name in ("H100-80GB", "A40")]
@@ -197,10 +199,10 @@ def test_stages_share_the_work_but_not_the_weights(deployment, pp):
     largest = -(-model.layers // pp) / model.layers
     assert staged.kv_read_ps == pytest.approx(one.kv_read_ps * largest, abs=1)
     assert staged.attention_ps == pytest.approx(one.attention_ps * largest, abs=1)
-    slowest = max(stage.read_parameters for stage in pipeline_stages(model, pp))
+    slowest = max(stage.read_bytes for stage in pipeline_stages(model, pp))
     if model.experts == 1:
         bytes_per_s = gpu.memory_bytes_per_s * gpu.timing.memory_efficiency
-        streamed_ps = pp * slowest * model.dtype_bytes / tp / bytes_per_s * 1e12
+        streamed_ps = pp * slowest / tp / bytes_per_s * 1e12
         assert staged.memory_ps[1] >= streamed_ps >= 0.999 * (one.memory_ps[1] - one.compute_ps[1])
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .catalog import Catalog
-from .fits import HostFit
+from .model_spec import ModelSpec
 from .scales import Scale
-from .specs import GpuSpec, ModelSpec
+from .specs import GpuSpec
 
-__all__ = ["Catalog", "GpuSpec", "HostFit", "ModelSpec", "Scale"]
+__all__ = ["Catalog", "GpuSpec", "ModelSpec", "Scale"]

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from ..errors import InputError
+from .model_spec import ModelSpec
 from .scales import Cut, Scale
-from .specs import GpuSpec, ModelSpec
+from .specs import GpuSpec
 
 Entry = TypeVar("Entry", GpuSpec, ModelSpec)
 Kind = TypeVar("Kind", GpuSpec, ModelSpec, Scale)
@@ -26,7 +27,9 @@ _SECTIONS = ("host", "gpus", "models", "scales")
 
 @dataclass(frozen=True)
 class Catalog:
-    """GPUs and models by canonical name; look-ups ignore case.
+    """GPUs and models by canonical name.
+
+    Look-ups ignore case and the organisation of a Hugging Face id (``Qwen/Qwen3-8B``), and know the entries' aliases.
 
     A TOML file has a ``[gpus."Name"]`` or ``[models."Name"]`` table for each entry, and may have a ``[host]`` table,
     the default of its GPUs' ``host``. ``like = "Other"`` in an entry takes over what it does not give itself; fitted
@@ -111,10 +114,12 @@ class Catalog:
 
 
 def _find(name: str, known: Mapping[str, Entry], where: str) -> Entry:
-    by_lower = {key.lower(): spec for key, spec in known.items()}
-    if (spec := by_lower.get(name.lower())) is not None:
+    by_lower = {alias.lower(): spec for spec in known.values() for alias in spec.aliases}
+    by_lower |= {key.lower(): spec for key, spec in known.items()}
+    plain = name.rpartition("/")[2].lower()
+    if (spec := by_lower.get(plain)) is not None:
         return spec
-    close = get_close_matches(name.lower(), by_lower, n=1)
+    close = get_close_matches(plain, by_lower, n=1)
     hint = f"Did you mean {by_lower[close[0]].name}? " if close else ""
     remedy = f"{hint}Known: {', '.join(known)}; add others with Catalog.with_file"
     raise InputError(where, f"unknown name {name!r}", remedy)
@@ -159,12 +164,13 @@ def _validated(kind: type[Kind], entry: dict[str, Any], where: str) -> Kind:
 
 
 def _inherited(base: dict[str, Any], name: str) -> dict[str, Any]:
-    """Marks the fitted tables of another entry as not measured on this one."""
+    """Marks the fitted tables of another entry as not measured on this one; its aliases stay its own."""
     return {
         key: value | {"calibrated": False, "source": f"as {name}: {value['source']}"}
         if isinstance(value, dict) and value.get("calibrated")
         else value
         for key, value in base.items()
+        if key != "aliases"
     }
 
 

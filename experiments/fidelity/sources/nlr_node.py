@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....simulator.blueprint import Blueprint
-from ....simulator.catalog import Catalog, HostFit
+from ....simulator.catalog import Catalog
+from ....simulator.catalog.fits import HostFit
 from ....simulator.cluster import Cluster
 from ....simulator.host import host_power_w
 from ....simulator.topology import ClusterSpec, EngineSpec, RackSpec, RowSpec, ServerSpec

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....simulator.blueprint import Blueprint
-from ....simulator.catalog import Catalog, HostFit
+from ....simulator.catalog import Catalog
+from ....simulator.catalog.fits import HostFit
 from ....simulator.errors import InputError
 from ..csv_rows import Line, read_lines
 from ..source import Advance, Fitted, Row, Simulated
