@@ -26,10 +26,10 @@ class NlrOffline(NlrSource):
     quantities: Mapping[str, str] = {"elapsed": "s", "power": "W"}
     assumed: Sequence[str] = (
         *ASSUMED,
-        f"The file gives no lengths. Prompts of {PROMPT_MEAN:g} tokens in the mean and outputs, before they are cut, of "
-        f"{OUTPUT_MEAN:g} +- {OUTPUT_SD:g} tokens: from what repeats save, from the batches at which the KV cache no "
-        "longer holds all requests (about 740 cut at 512 tokens, 540 at 1024), and so that elapsed times agree with "
-        "iteration times that suit the online runs.",
+        f"The file gives no lengths. Prompts of {PROMPT_MEAN:g} tokens in the mean; outputs, before they are cut, of "
+        f"{OUTPUT_MEAN:g} +- {OUTPUT_SD:g}: from what repeats save, from the batches at which the KV cache no longer "
+        "holds all requests (about 740 cut at 512 tokens, 540 at 1024), and so that elapsed times agree with iteration "
+        "times that suit the online runs.",
         "All requests of a batch arrive at once. Repeats 1 and 2 send the prompts of repeat 0, which the KV cache has.",
         "Elapsed is from the first request to the last token, and power is counted over the same time.",
     )

@@ -27,9 +27,9 @@ class NlrRate(NlrSource):
     assumed: Sequence[str] = (
         *ASSUMED,
         "Arrivals are evenly spaced (the client's burstiness was 100000), and all prompts are new to the KV cache.",
-        "The file gives no lengths. Prompts are as in the runs of 1,000. InstructCoder's outputs are cut at 200 tokens, "
-        "the client's default, those of the MLPerf set at the length of the reference answer, which is not published "
-        "with the data: taken to leave 110 tokens in the mean.",
+        "The file gives no lengths. Prompts are as in the runs of 1,000. InstructCoder's outputs are cut at 200 "
+        "tokens, the client's default; those of the MLPerf set at the length of the reference answer, which the data "
+        "do not tell: taken to leave 110 tokens in the mean, so that its power agrees with InstructCoder's.",
         f"Power is counted from {LEAD_S:g} s after the first request on.",
     )
     columns = ("dataset", "num_prompts", "request_rate", "duration_s", "mean_power_w")
