@@ -27,6 +27,10 @@ TEST_TOKENS = 80
 """Output of the request that the client sends alone before the others."""
 
 PAUSE_S = 10.0
+"""The node is idle so long before a run."""
+
+EARLIER_S = 1200.0
+"""An earlier run with the same prompts begins so long before; by then it is long over."""
 
 ASSUMED = (
     "One server of 4 H100 SXM with tensor parallelism, bfloat16 weights, vLLM's own choices for such GPUs: at most "
@@ -82,11 +86,11 @@ class Run:
     """What became of one run.
 
     Attributes:
-        ttft_s: Time to first token of each request.
+        ttft_s: Time to first token of each request that finished.
         decode_s: Time from first to last token of each.
         steps: Tokens after the first of each.
         tokens: Prompt and output tokens of all.
-        duration_s: From the first arrival to the last token.
+        duration_s: From the first arrival to the last token; NaN if no request finished.
         load: Means over the window of the power measurement.
     """
 
@@ -128,7 +132,7 @@ def play(
         cluster.advance(to_ps(start_s + window_s[1]))
     rows = cluster.engine.requests[-len(work.arrival_s) :]
     done = rows[rows["finish_ps"] >= 0]
-    end_s = float(done["finish_ps"].max()) / PS_PER_S
+    end_s = float(done["finish_ps"].max()) / PS_PER_S if len(done) else np.nan
     first_s, last_s = window_s or (-work.test_s, end_s - start_s)
     return Run(
         ttft_s=(done["first_token_ps"] - done["arrival_ps"]) / PS_PER_S,
@@ -144,7 +148,7 @@ def _requests(work: Work) -> tuple[RequestTable, float]:
     """The requests of a run, with those before it that fill the cache or test the server; and when it begins."""
     each = np.arange(len(work.arrival_s))
     earlier, alone = each[: len(each) * work.cached], each[: int(work.test_s > 0)]
-    start_s = PAUSE_S + np.ceil(len(earlier) / 4)  # by then all earlier ones have left
+    start_s = PAUSE_S + (EARLIER_S if work.cached else 0.0)
     number = np.concatenate([earlier, alone, each])
     prompt, output = work.prompt_tokens[number], work.output_tokens[number]
     output[len(earlier) : len(earlier) + len(alone)] = TEST_TOKENS
@@ -162,7 +166,7 @@ def _requests(work: Work) -> tuple[RequestTable, float]:
         prefix_hash=np.where(place < work.shared_blocks, place, own),
         prefix_block_tokens=BLOCK_TOKENS,
     )
-    return table, float(start_s)
+    return table, start_s
 
 
 def _load(cluster: Cluster, first_s: float, last_s: float) -> Load:
