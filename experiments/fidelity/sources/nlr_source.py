@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from ....simulator.blueprint import Blueprint
 from ....simulator.catalog import Catalog
-from ....simulator.catalog.fits import HostFit
 from ....simulator.errors import InputError
 from ..csv_rows import Line, read_lines
 from ..source import Advance, Fitted, Row, Simulated
@@ -78,14 +77,11 @@ class NlrSource(ABC):
             drawn = np.concatenate([np.flatnonzero(of == i) for i in rng.integers(len(names), size=len(names))])
             resampled.append(_host_w(load[drawn], node_w[drawn], idle_w))
         low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
-        host = HostFit.model_validate(
-            catalog.gpu(GPU).host.model_dump()
-            | dict(zip(FIGURES, np.round(fitted, 3).tolist(), strict=True))
-            | {"calibrated": True, "source": f"{self.title}; the CPU packages only"}
-        )
+        figures = dict(zip(FIGURES, np.round(fitted, 3).tolist(), strict=True))
+        host = catalog.gpu(GPU).host.model_copy(update=figures)
         compared = [self._compared(run) | {"power": run.load.node_w(host)} for run in runs]
         return Fitted(
-            tables={"gpus": {GPU: {"like": GPU, "host": host.model_dump()}}},
+            tables={"gpus": {GPU: {"like": GPU, "host": figures}}},
             intervals={f"gpus.{GPU}.host.{f}": (float(low[i]), float(high[i])) for i, f in enumerate(FIGURES)},
             residuals={
                 q: [c[q] / row.measured[q] - 1 for c, row in zip(compared, rows, strict=True)] for q in self.quantities
