@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmcluster.experiments.fidelity.sources.nlr_lengths import DATASETS, log_normal, normal, with_mean
-from llmcluster.experiments.fidelity.sources.nlr_node import GPU, Load, Work, node, play
+from llmcluster.experiments.fidelity.sources.nlr_node import GPU, Load, Work, idle_gpus_w, node, play
 from llmcluster.experiments.fidelity.sources.nlr_offline import NlrOffline
 from llmcluster.experiments.fidelity.sources.nlr_online import MEASURED, NlrOnline
 from llmcluster.experiments.fidelity.sources.nlr_rate import NlrRate
@@ -191,7 +191,7 @@ class TestMeter:
         blueprint = node(Catalog.builtin())
         work = Work(np.zeros(1), np.array([50]), np.array([20]), cached=False)
         after = play(blueprint, work, np.random.default_rng(0), (100.0, 160.0)).load
-        idle_w = blueprint.deployments[int(blueprint.initial[0])].power.idle_w
+        idle_w = idle_gpus_w(blueprint)
         assert after == Load(pytest.approx(idle_w), 0.0, 0.0)
 
     def test_the_tail_of_the_last_second_is_left_out(self) -> None:
@@ -205,7 +205,7 @@ class TestMeter:
         assert len({int(one.duration_s) for one in runs}) > 1
         assert watts == pytest.approx([watts[0]] * 3, rel=0.005)
         middle = play(blueprint, Work(np.zeros(8), np.full(8, 50), np.full(8, 2000), cached=False), rng, (10.0, 20.0))
-        idle_w = blueprint.deployments[int(blueprint.initial[0])].power.idle_w
+        idle_w = idle_gpus_w(blueprint)
         # The meter's memory shows half a second of the idle node before the run.
         expected_w = middle.load.gpu_w - (middle.load.gpu_w - idle_w) * 0.5 / runs[0].duration_s
         assert watts[0] == pytest.approx(expected_w, rel=0.01)
@@ -239,7 +239,7 @@ class TestFit:
     def test_planted_figures_are_found_and_can_be_read_back(self, write: Write, tmp_path: Path) -> None:
         catalog, source = Catalog.builtin(), NlrOnline()
         gpu = catalog.gpu(GPU)
-        idle_w = 700 - 4 * gpu.power.idle_w
+        idle_w = 700 - idle_gpus_w(node(catalog))
         host = gpu.host.model_copy(update={"idle_w": idle_w, "active_w": 40.0, "request_w": 0.2})
         path = write(*(ONLINE | {"request_rate": rate} for rate in (10, 20, 50, 100, 1000)))
         loads = [one.load for one in source._runs(source.read([path]), catalog, 0, lambda done: None)]

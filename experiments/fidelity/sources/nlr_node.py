@@ -109,6 +109,11 @@ def node(catalog: Catalog, max_tokens: int = 8192) -> Blueprint:
     return Blueprint.of(ClusterSpec(rows=(RowSpec(racks=(RackSpec(servers=(server,)),)),), engine=engine), catalog)
 
 
+def idle_gpus_w(blueprint: Blueprint) -> float:
+    """Power of the GPUs that hold the model and have no work, watts."""
+    return blueprint.deployments[int(blueprint.initial[0])].power.idle_w
+
+
 def play(
     blueprint: Blueprint, work: Work, rng: np.random.Generator, window_s: tuple[float, float] | None = None
 ) -> Run:
@@ -177,9 +182,8 @@ def _load(cluster: Cluster, first_s: float, last_s: float) -> Load:
     total_j = np.concatenate([[0.0], np.cumsum(energy_j)])
     if last_s < second[-1]:
         # Work ends within the last second; what remains of it is idle.
-        idle_w = cluster.blueprint.deployments[int(cluster.blueprint.initial[0])].power.idle_w
         after = int(last_s) + 1
-        at_end_j = total_j[after] - idle_w * (after - last_s)
+        at_end_j = total_j[after] - idle_gpus_w(cluster.blueprint) * (after - last_s)
         second, total_j = np.insert(second, after, last_s), np.insert(total_j, after, at_end_j)
     back_s = np.linspace(0, METER_S, 11)[:, None]
     spent_j = np.diff(np.interp([first_s, last_s] - back_s, second, total_j), axis=1)

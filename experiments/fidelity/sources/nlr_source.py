@@ -16,7 +16,7 @@ from ....simulator.catalog import Catalog
 from ....simulator.errors import InputError
 from ..csv_rows import Line, read_lines
 from ..source import Advance, Fitted, Row, Simulated
-from .nlr_node import GPU, GPUS, MODEL, Run, node
+from .nlr_node import GPU, MODEL, Run, idle_gpus_w, node
 
 Floats = NDArray[np.float64]
 
@@ -66,7 +66,7 @@ class NlrSource(ABC):
         if not rows:
             raise InputError(self.name, "no row to fit to", "Give at least one")
         runs = self._runs(rows, catalog, int(rng.integers(2**31)), advance)
-        idle_w = IDLE_NODE_W - GPUS * catalog.gpu(GPU).power.idle_w
+        idle_w = max(IDLE_NODE_W - idle_gpus_w(node(catalog, self.max_tokens)), 0.0)
         load = np.array([[run.load.gpu_w, run.load.busy, run.load.running] for run in runs])
         node_w = np.array([row.measured["power"] for row in rows])
         fitted = _host_w(load, node_w, idle_w)
