@@ -42,14 +42,15 @@ class NlrOffline(NlrSource):
         if repeat < 0:
             raise InputError(line.place, f"repeat is {repeat:g}", "Count repeats from 0")
         cached = repeat > 0
+        known = "in the cache" if cached else "new"
         return Row(
             line.place,
-            f"offline, at most {limit} tokens",
+            f"offline, at most {limit} tokens, prompts {known}",
             {"elapsed": line.positive("elapsed_s"), "power": line.positive("mean_power_w")},
             groups(
                 output=f"at most {limit}",
                 batch=band(batch, (100, 250, 500, 750, 1000), "requests"),
-                prompts="in the cache" if cached else "new",
+                prompts=known,
             ),
             {"batch": batch, "limit": limit, "cached": cached},
         )
