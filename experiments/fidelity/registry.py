@@ -9,6 +9,8 @@ from ...simulator.errors import InputError
 from .source import Source
 
 SOURCES: dict[str, str] = {
+    "mlenergy": "mlenergy:MlEnergy",
+    "splitwise": "splitwise:Splitwise",
     "energy-inference": "energy_inference:EnergyInference",
     "nlr-offline": "nlr_offline:NlrOffline",
     "nlr-online": "nlr_online:NlrOnline",
