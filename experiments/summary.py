@@ -46,6 +46,8 @@ def print_summary(result: dict[str, Any], console: Console) -> None:
     bills = {"costs {:,.3f}": result["energy_cost"], "{:,.0f} g of CO₂": result["carbon_g"]}
     if known := ", ".join(text.format(amount) for text, amount in bills.items() if amount is not None):
         console.print(f"energy: {known}")
+    for deployment, told in result["confidence"].items():
+        console.print(f"{deployment}: {told['text']}", style="dim")
     console.print(
         f"{result['simulated_s']:,.0f} s simulated in {result['wall_s']:.2f} s; agent {result['agent']}, "
         f"scenario {result['scenario']}, seed {result['seed']}",
