@@ -2,5 +2,7 @@
 
 from __future__ import annotations
 
-SOURCES: dict[str, str] = {}
+SOURCES: dict[str, str] = {
+    "caps": "caps:Caps",
+}
 """``module:Class`` within ``sources``, by the name on the command line."""
