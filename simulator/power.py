@@ -9,7 +9,7 @@ from .catalog import GpuSpec, ModelSpec
 from .kernels.tables import PowerCoefficients
 from .performance import kv_capacity_tokens
 
-LADDER_STEPS = 24
+LADDER_STEPS = 81
 
 
 def power_coefficients(model: ModelSpec, gpu: GpuSpec, tp: int, pp: int = 1) -> PowerCoefficients:
