@@ -74,10 +74,13 @@ def machines(draw: st.DrawFn, unit_ps: int, block_size: int, by_priority: bool, 
     exponent = rng.uniform(1.2, 3.0)
     throttle_c = draw(st.sampled_from([1000.0, 31.0, 28.0]))
     return Machine(
-        fixed_ps=int(rng.integers(1, 3000)) * unit_ps,
+        link_ps=int(rng.integers(1, 3000)) * unit_ps,
         compute_ps=int(rng.integers(0, 60)) * unit_ps,
         memory_ps=int(rng.integers(0, 2000)) * unit_ps,
         memory_each_ps=int(rng.integers(0, 20)) * unit_ps,
+        step_ps=draw(st.sampled_from([0, 50])) * unit_ps,
+        sequence_ps=draw(st.sampled_from([0, 7])) * unit_ps,
+        state_ps=draw(st.sampled_from([0, 30])) * unit_ps,
         kv_read_ps=draw(st.sampled_from([0, 3, 40])) * unit_ps,
         attention_ps=draw(st.sampled_from([0, 1, 8])) * unit_ps,
         kv_blocks=blocks if alike else int(rng.integers(blocks // 2, blocks + 1)),
@@ -93,6 +96,7 @@ def machines(draw: st.DrawFn, unit_ps: int, block_size: int, by_priority: bool, 
         averaging=draw(st.booleans()),
         clock=clock,
         scale=tuple(float(f**exponent) for f in clock),
+        link_w=draw(st.sampled_from([0.0, 30.0])),
         throttle_c=throttle_c,
         resume_c=throttle_c - 1.5,
     )

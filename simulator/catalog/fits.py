@@ -63,6 +63,7 @@ class PowerFit(Fitted):
         active_w: Added while kernels run, at the highest clock, watts.
         compute_w: Added at full compute utilisation, at the highest clock, watts.
         memory_w: Added at full memory utilisation, at any clock, watts.
+        link_w: Added while GPUs communicate, at any clock, watts.
     """
 
     off_w: NonNegative
@@ -70,6 +71,7 @@ class PowerFit(Fitted):
     active_w: NonNegative
     compute_w: NonNegative
     memory_w: NonNegative
+    link_w: NonNegative = 0.0
 
 
 class ClockFit(Fitted):
