@@ -4,5 +4,6 @@ from __future__ import annotations
 
 SOURCES: dict[str, str] = {
     "caps": "caps:Caps",
+    "power-trace": "power_trace:PowerTrace",
 }
 """``module:Class`` within ``sources``, by the name on the command line."""
