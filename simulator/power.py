@@ -50,6 +50,8 @@ def power_coefficients(
         thermal_tau_s=np.array(gpu.thermal.tau_s),
         throttle_c=gpu.thermal.throttle_c,
         resume_c=gpu.thermal.resume_c,
+        cap_settles_s=gpu.transition.cap_s,
+        lock_settles_s=gpu.transition.lock_s,
         gpus=gpus,
     )
 

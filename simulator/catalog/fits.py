@@ -93,6 +93,20 @@ class ClockFit(Fitted):
         return self
 
 
+class TransitionFit(Fitted):
+    """How long it takes until what control has set holds; the GPU goes on as before until then.
+
+    Attributes:
+        cap_s: Of a power limit, seconds.
+        lock_s: Of a clock lock, seconds.
+    """
+
+    calibrated: bool = False
+    source: str = "none given: at once"
+    cap_s: NonNegative = 0.0
+    lock_s: NonNegative = 0.0
+
+
 class ThermalFit(Fitted):
     """Heat of the die over its inlet, as two RC poles.
 
