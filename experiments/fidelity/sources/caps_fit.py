@@ -26,8 +26,8 @@ LEAST_BUSY = 0.6
 """Training that works for less of its time says more about its host than about the GPU."""
 MOST_ANCHORS = 7
 LEAST_SPACING = 0.03
-LEAST_STEP = 1e-3
-"""Of the logarithm of dynamic power from one anchor to the next."""
+LEAST_EXPONENT = 1.05
+"""Dynamic power is f·V² and the voltage does not fall as the clock rises, so that it grows faster than the clock."""
 FEWEST_ROWS = 4
 RESAMPLES = 200
 
@@ -174,11 +174,14 @@ def _fit(observed: Sequence[Observed], gpu: GpuSpec, idle_w: float, anchors: F64
     """The curve closest to what was observed; its scales ascend, its watts are positive."""
     power, measured_w = gpu.power, _power(observed)
     prior = np.array([power.active_w, power.compute_w, power.memory_w])
+    apart = np.diff(np.log(anchors))
     before = np.interp(np.log(anchors), np.log(gpu.clock.ratio), np.log(gpu.clock.scale))
-    start = np.concatenate([np.log((np.diff(before) - LEAST_STEP).clip(min=1e-3)), np.zeros(0 if fixed else 3)])
+    start = np.concatenate(
+        [np.log((np.diff(before) / apart - LEAST_EXPONENT).clip(min=1e-2)), np.zeros(0 if fixed else 3)]
+    )
 
     def curve(x: F64) -> Curve:
-        steps = LEAST_STEP + np.exp(x[: len(anchors) - 1])
+        steps = apart * (LEAST_EXPONENT + np.exp(x[: len(anchors) - 1]))
         log_scale = -np.concatenate([np.cumsum(steps[::-1])[::-1], [0.0]])
         return Curve(anchors, log_scale, prior if fixed else prior * np.exp(x[len(anchors) - 1 :]))
 
