@@ -34,7 +34,8 @@ def capacity_requests_per_s(task: Task, prompt_tokens: float, output_tokens: flo
         cached = batch * (prompt_tokens + output_tokens / 2)
         host = records["step_ps"][d] + records["sequence_ps"][d] * batch
         memory = cost[d, MEMORY, batch] + records["state_ps"][d] * batch + records["kv_read_ps"][d] * cached
-        step = host + cost[d, LINK, batch] + max(cost[d, COMPUTE, batch], memory)
+        gaps = records["gap_ps"][d] + records["sample_ps"][d] * batch + cost[d, LINK, batch]
+        step = host + gaps + max(cost[d, COMPUTE, batch], memory)
         prefill = cost[d, COMPUTE, prompt] * prompt_tokens / max(prompt, 1)
         capacity[r] = PS_PER_S / (output_tokens * step / batch + prefill)
     return capacity

@@ -122,7 +122,7 @@ def stack(deployments: Sequence[Deployment], engine: EngineSpec) -> Tables:
     records = np.zeros(len(deployments), DEPLOYMENT)
     for name in ("kv_blocks", "model"):
         records[name] = [getattr(d, name) for d in deployments]
-    for name in ("step_ps", "sequence_ps", "kv_read_ps", "state_ps", "attention_ps"):
+    for name in ("step_ps", "sequence_ps", "gap_ps", "sample_ps", "kv_read_ps", "state_ps", "attention_ps"):
         records[name] = [getattr(c, name) for c in costs]
     for name in ("throttle_c", "resume_c", "gpus"):
         records[name] = [getattr(p, name) for p in powers]
@@ -158,8 +158,9 @@ def _check_range(tables: Tables, engine: EngineSpec) -> None:
         compute_ps = (cost[COMPUTE].max() + pairs * record["attention_ps"]) / ladder[CLOCK]
         read_ps = float(record["kv_read_ps"]) * record["max_tokens"] + float(record["state_ps"])
         memory_ps = cost[MEMORY].max() + read_ps * sequences
-        host_ps = float(record["step_ps"]) + float(record["sequence_ps"]) * sequences
-        longest_ps = host_ps + cost[LINK].max() + np.maximum(compute_ps, memory_ps)
+        each_ps = float(record["sequence_ps"]) + float(record["sample_ps"])
+        fixed_ps = float(record["step_ps"]) + float(record["gap_ps"]) + each_ps * sequences
+        longest_ps = fixed_ps + cost[LINK].max() + np.maximum(compute_ps, memory_ps)
         steady_cw = record["idle_cw"] + record["memory_cw"] + record["link_cw"]
         energy = float((longest_ps * (watt.sum(axis=0) + steady_cw)).max())
         if energy >= 2.0**63:

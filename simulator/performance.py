@@ -35,7 +35,8 @@ def iteration_cost(
     """Roofline of one engine iteration, tabulated by batched tokens.
 
     Compute and weight streaming overlap imperfectly: ``overlap_loss`` of the smaller one adds to the larger one, which
-    also makes the compute efficiency saturate with the number of tokens. Host work grows with the sequences of a batch.
+    also makes the compute efficiency saturate with the number of tokens. Host work and the choice of next tokens
+    grow with the sequences of a batch.
 
     **Pipeline.** vLLM keeps ``pp`` micro-batches in flight, one in each stage. An iteration over t tokens is one lap of
     a full pipeline: every micro-batch of t/pp tokens (at least one) passes every stage, so that every sequence gets one
@@ -80,24 +81,29 @@ def iteration_cost(
     share = largest_share(stages)
     tokens = np.arange(max_tokens + 1, dtype=np.float64)
     batch = np.maximum(tokens / pp, np.minimum(tokens, 1))
-    flop_per_s = gpu.mixed_flop_per_s(model.fp8_share) * timing.compute_efficiency * tp
+    flop_per_s = gpu.mixed_flop_per_s(model.fp8_share, timing.fp8_efficiency) * timing.compute_efficiency * tp
     bytes_per_s = gpu.memory_bytes_per_s * timing.memory_efficiency
-    compute_s = pp * share * FLOP_PER_PARAMETER * _multiplied(model, tp, batch, ep) / flop_per_s
-    memory_s = pp * (_streamed(model, stages, tp, batch, ep) / tp / bytes_per_s)
+    matrix_s = FLOP_PER_PARAMETER * _multiplied(model, gpu, tp, batch, ep) / flop_per_s
+    scans_s = batch * timing.scan_s * (model.mamba.layers if model.mamba else 0) / tp
+    compute_s = pp * share * (matrix_s + scans_s)
+    memory_s = pp * (_streamed(model, gpu, stages, tp, batch, ep) / tp / bytes_per_s)
     memory_s[0] = 0
-    unhidden_s = timing.overlap_loss * np.minimum(compute_s, memory_s)
+    unhidden_s = timing.overlap_loss * np.minimum(pp * share * matrix_s, memory_s)
     stage_s = share * model.all_reduces * all_reduce_s(model, gpu, tp, batch)
+    gaps_s = pp * share * (model.layers * timing.layer_s + model.moe_layers * timing.expert_layer_s)
     attention_s = share * model.attention_flop_per_pair / tp / (gpu.bf16_flop_per_s * timing.attention_efficiency)
-    kv_read_s = share * kv_bytes_per_gpu(model, tp) / bytes_per_s
-    slower, busier = (scale.time, scale.time * scale.compute) if scale else (1.0, 1.0)
+    cache_bytes_per_s = gpu.memory_bytes_per_s * timing.kv_efficiency
+    slower, busier, longer_s = (scale.time, scale.time * scale.compute, scale.step_s) if scale else (1.0, 1.0, 0.0)
     return IterationCost(
         step_ps=to_ps(slower * pp * timing.step_s),
         sequence_ps=to_ps(slower * timing.sequence_s),
+        gap_ps=to_ps(max(slower * gaps_s + longer_s, 0.0)),
+        sample_ps=to_ps(slower * timing.sampling_s),
         link_ps=_ps(slower * (pp * stage_s + (pp - 1) * hand_on_s(model, gpu, tp, batch))),
         compute_ps=_ps(busier * compute_s + slower * unhidden_s),
         memory_ps=_ps(slower * (memory_s + unhidden_s)),
-        kv_read_ps=to_ps(slower * kv_read_s),
-        state_ps=0,
+        kv_read_ps=to_ps(slower * share * kv_bytes_per_gpu(model, tp) / cache_bytes_per_s),
+        state_ps=to_ps(slower * share * model.moved_state_bytes_per_sequence / tp / cache_bytes_per_s),
         attention_ps=to_ps(busier * attention_s),
     )
 
@@ -159,25 +165,34 @@ def _capacity(model: ModelSpec, gpu: GpuSpec, tp: int, pp: int, utilization: flo
     return min(tokens(stage) for stage in pipeline_stages(model, pp)) // BLOCK_TOKENS * BLOCK_TOKENS
 
 
-def _multiplied(model: ModelSpec, tp: int, tokens: NDArray[np.float64], ep: bool) -> NDArray[np.float64]:
-    """Parameters that so many tokens pass through; with whole experts, ``tp`` times those of the busiest GPU."""
-    multiplied = (model.active_parameters - model.lookup_parameters) * tokens
-    if ep:
-        multiplied += model.expert_parameters * (
-            tp * busiest_pairs(model, tp, tokens) - model.experts_per_token * tokens
-        )
-    return multiplied
+def _multiplied(model: ModelSpec, gpu: GpuSpec, tp: int, tokens: NDArray[np.float64], ep: bool) -> NDArray[np.float64]:
+    """Parameters that so many tokens pass through, those of experts weighed by how slowly they are multiplied.
+
+    With whole experts, the GPU with most tokens counts ``tp`` times.
+    """
+    pairs = tokens * model.experts_per_token
+    routed = model.expert_parameters if model.experts > 1 else 0
+    dense = (model.active_parameters - model.lookup_parameters) * tokens - routed * pairs
+    busiest = tp * busiest_pairs(model, tp, tokens) if ep else pairs
+    return dense + routed * busiest / gpu.timing.expert_compute_efficiency
 
 
 def _streamed(
-    model: ModelSpec, stages: tuple[Stage, ...], tp: int, tokens: NDArray[np.float64], ep: bool
+    model: ModelSpec, gpu: GpuSpec, stages: tuple[Stage, ...], tp: int, tokens: NDArray[np.float64], ep: bool
 ) -> NDArray[np.float64]:
-    """Bytes that the largest stage reads; with whole experts, ``tp`` times those of the GPU that reads most."""
-    if ep:
-        spared = model.experts - tp * busiest_experts(model, tp, tokens)
-    else:
-        spared = np.array([model.untouched_experts(n) for n in tokens.tolist()])
-    read = [stage.read_bytes - model.expert_bytes * stage.share * spared for stage in stages]
+    """Bytes that the largest stage reads, those of experts weighed by how slowly they are read.
+
+    With whole experts, the GPU that reads most counts ``tp`` times. Tokens choose experts together, so that a batch
+    touches as many as fewer tokens would that choose at random.
+    """
+    if model.experts == 1:
+        return np.full_like(tokens, max(stage.read_bytes for stage in stages))
+    choosing = np.where(tokens > 0, 1 + gpu.timing.expert_spread * (tokens - 1), 0)
+    touched = tp * busiest_experts(model, tp, choosing) if ep else busiest_experts(model, 1, choosing)
+    weight = model.expert_bytes / gpu.timing.expert_memory_efficiency
+    read = [
+        stage.read_bytes + stage.share * (weight * touched - model.expert_bytes * model.experts) for stage in stages
+    ]
     return np.asarray(np.max(read, axis=0))
 
 

@@ -32,11 +32,12 @@ def power_coefficients(
     """
     kv_capacity_tokens(model, gpu, tp, pp=pp)
     gpus = tp * pp
+    weights = model.weight_bytes / gpus / gpu.memory_bytes
     above_idle = gpus * (scale.power if scale else 1.0)
     ratio, dynamic = clock_ladder(gpu)
     return PowerCoefficients(
         off_w=gpu.power.off_w * gpus,
-        idle_w=gpu.power.idle_w * gpus,
+        idle_w=(gpu.power.idle_w + gpu.power.resident_w * weights) * gpus,
         active_w=gpu.power.active_w * above_idle,
         compute_w=gpu.power.compute_w * above_idle,
         memory_w=gpu.power.memory_w * above_idle,

@@ -38,11 +38,12 @@ PLENTY_W = 2_000.0
 @dataclass(frozen=True)
 class Machine:
     """One deployment. An iteration over t tokens of n sequences has ``compute_ps·t`` of compute, ``memory_ps +
-    memory_each_ps·t + state_ps·n`` of memory, ``link_ps`` of links and ``step_ps + sequence_ps·n`` of the host.
+    memory_each_ps·t + state_ps·n`` of memory, ``link_ps`` of links, ``gap_ps`` of gaps, ``sample_ps·n`` of sampling and
+    ``step_ps + sequence_ps·n`` of the host.
 
     At the top of the ladder it draws ``idle_w`` and, while an iteration runs but for the host's part, ``active_w``
-    more, ``compute_w`` more while it computes, ``memory_w`` more while it reads and ``link_w`` more while links are
-    busy; at lower steps, ``scale`` times active and compute power.
+    more, ``compute_w`` more while it computes, ``memory_w`` more while it reads or samples and ``link_w`` more
+    while links are busy; at lower steps, ``scale`` times active and compute power.
     """
 
     link_ps: int
@@ -51,6 +52,8 @@ class Machine:
     memory_each_ps: int = 0
     step_ps: int = 0
     sequence_ps: int = 0
+    gap_ps: int = 0
+    sample_ps: int = 0
     state_ps: int = 0
     kv_read_ps: int = 0
     attention_ps: int = 0

@@ -231,6 +231,9 @@ def test_an_idle_cluster_draws_idle_power(gpu: str, engine: EngineName) -> None:
         world.advance(to_ps(5.0))
         power = of.deployments[0].power
         watts = getattr(power, level)
-        assert watts == getattr(CATALOG.gpus[gpu].power, level) * power.gpus
+        own = CATALOG.gpus[gpu].power
+        share = CATALOG.model("Llama-3.1-8B").weight_bytes / power.gpus / CATALOG.gpus[gpu].memory_bytes
+        weights_w = own.resident_w * share if initial == "serving" else 0.0
+        assert watts == pytest.approx((getattr(own, level) + weights_w) * power.gpus)
         assert world.history.column("energy_j")[:, 0] == pytest.approx(watts, abs=0.01)
         assert world.history.column("metered_w")[:, 0] == pytest.approx(watts, abs=0.01)

@@ -72,7 +72,7 @@ def test_an_entry_that_refines_itself_stays_calibrated(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("time = 2.0\npower = 1.5\ncompute = 1.1\n", r"scales\[0\].*at most two of time, compute and power"),
+        ("time = 2.0\npower = 1.5\ncompute = 1.1\n", r"scales\[0\].*at most two of time, step_s, compute and power"),
         ("time = 0\n", r"scales\[0\]\.time"),
         ("speed = 2\n", r"scales\[0\]\.speed"),
     ],

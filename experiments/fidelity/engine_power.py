@@ -21,7 +21,7 @@ class Busy:
         length: Their length.
         active: GPUs do not wait for the host, times dynamic power relative to the highest clock.
         compute: Compute units are busy, times the same.
-        memory: Memory is busy.
+        memory: Memory is busy, or next tokens are chosen.
         link: Links are busy.
         host: GPUs wait for the host.
     """
@@ -76,10 +76,11 @@ def iteration(
     host = (cost.step_ps + cost.sequence_ps * sequences) / PS_PER_S
     compute += cost.attention_ps * pairs / PS_PER_S
     memory += (cost.kv_read_ps * read + cost.state_ps * sequences) / PS_PER_S
+    gap, samples = cost.gap_ps / PS_PER_S, cost.sample_ps * sequences / PS_PER_S
     for ratio, scale in zip(power.clock_ratio[::-1].tolist(), power.scale[::-1].tolist(), strict=True):
         busy = compute / ratio
-        length = host + link + max(busy, memory)
-        found = Busy(length, scale * (length - host), scale * busy, memory, link, host)
+        length = host + gap + samples + link + max(busy, memory)
+        found = Busy(length, scale * (length - host), scale * busy, memory + samples, link, host)
         if power.idle_w * length + watts_of(power) @ found.parts <= power.cap_max_w * length:
             break
     return found

@@ -29,6 +29,7 @@ class Scale(Spec):
         pp: Pipeline stages.
         ep: Whether experts are spread whole.
         time: Multiplies the length of every iteration.
+        step_s: Added to the length of every iteration, while GPUs work; may be negative, seconds.
         compute: Multiplies, besides, the time of its matrix work and attention.
         power: Multiplies the power drawn above idle.
         source: The measurements.
@@ -40,14 +41,16 @@ class Scale(Spec):
     pp: Count = 1
     ep: bool = False
     time: Annotated[Positive, Field(le=10)] = 1.0
+    step_s: Annotated[float, Field(ge=-1, le=1)] = 0.0
     compute: Annotated[Positive, Field(le=10)] = 1.0
     power: Annotated[Positive, Field(le=10)] = 1.0
     source: str
 
     @model_validator(mode="after")
     def _are_two(self) -> Self:
-        if 1.0 not in (self.time, self.compute, self.power):
-            raise ValueError("at most two of time, compute and power may be fitted; leave one out")
+        fitted = (self.time != 1, self.step_s != 0, self.compute != 1, self.power != 1)
+        if sum(fitted) > 2:
+            raise ValueError("at most two of time, step_s, compute and power may be fitted; leave the others out")
         return self
 
     @property

@@ -73,8 +73,12 @@ class GpuSpec(Spec):
         """Dense peak for weights of so many bytes; without FP8 units one-byte weights are computed in bfloat16."""
         return self.fp8_flop_per_s if dtype_bytes == 1 and self.fp8_flop_per_s else self.bf16_flop_per_s
 
-    def mixed_flop_per_s(self, fp8_share: float) -> float:
-        """Dense peak over operations of which such a share is in FP8 and the rest in bfloat16, see ``ModelSpec``."""
+    def mixed_flop_per_s(self, fp8_share: float, fp8_efficiency: float = 1.0) -> float:
+        """Dense peak over operations of which such a share is in FP8 and the rest in bfloat16, see ``ModelSpec``.
+
+        Those in FP8 reach ``fp8_efficiency`` of what the others do, where the GPU has units for them.
+        """
         if not fp8_share:
             return self.flop_per_s(2)
-        return 1 / (fp8_share / self.flop_per_s(1) + (1 - fp8_share) / self.flop_per_s(2))
+        fp8_flop_per_s = self.flop_per_s(1) * (fp8_efficiency if self.fp8_flop_per_s else 1.0)
+        return 1 / (fp8_share / fp8_flop_per_s + (1 - fp8_share) / self.flop_per_s(2))

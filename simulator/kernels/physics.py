@@ -47,6 +47,18 @@ def host_ps(engine: Engine, d: int, sequences: int) -> int:
 
 
 @part
+def sample_ps(engine: Engine, d: int, sequences: int) -> int:
+    """Time of an iteration in which next tokens are chosen."""
+    return engine.deployments[d].sample_ps * sequences
+
+
+@part
+def fixed_ps(engine: Engine, d: int, sequences: int, link: int) -> int:
+    """Time of an iteration in which GPUs neither compute nor read for it."""
+    return host_ps(engine, d, sequences) + engine.deployments[d].gap_ps + sample_ps(engine, d, sequences) + link
+
+
+@part
 def energy_of(engine: Engine, d: int, step: int, total: int, host: int, link: int, compute: int, memory: int) -> int:
     """Energy of iterations with these summed times (ps, compute at the clock of ``step``), in units of 1e-14 J."""
     dep = engine.deployments[d]
@@ -55,8 +67,8 @@ def energy_of(engine: Engine, d: int, step: int, total: int, host: int, link: in
 
 
 @part
-def govern(engine: Engine, r: int, host: int, link: int, compute: int, memory: int) -> int:
-    """Highest ladder step at which an iteration of these times stays under the cap; also kept in ``slots.step``.
+def govern(engine: Engine, r: int, n: int, link: int, compute: int, memory: int) -> int:
+    """Highest ladder step at which an iteration over ``n`` requests stays under the cap; also kept in ``slots.step``.
 
     The rule holds from one change of the batch or bin edge to the next, whichever comes first. Power grows with the
     step, so the search may halve.
@@ -64,6 +76,9 @@ def govern(engine: Engine, r: int, host: int, link: int, compute: int, memory: i
     slot = engine.slots[r]
     d = slot.deployment
     cap_cw = int(slot.cap_w * UNITS_PER_W)
+    fixed = fixed_ps(engine, d, n, link)
+    read = (memory + sample_ps(engine, d, n)) >> COARSE
+    host, link = host_ps(engine, d, n) >> COARSE, link >> COARSE
     top = slot.clock_limit
     if slot.throttled:
         top = min(top, engine.ladder.shape[2] // 4)
@@ -73,9 +88,8 @@ def govern(engine: Engine, r: int, host: int, link: int, compute: int, memory: i
         # The highest step is tried first: mostly nothing caps it.
         i = high if first else (low + high + 1) >> 1
         busy = round(compute / engine.ladder[d, CLOCK, i])
-        total = (host + link + max(busy, memory)) >> COARSE
-        coarse = (host >> COARSE, link >> COARSE, busy >> COARSE, memory >> COARSE)
-        if energy_of(engine, d, i, total, coarse[0], coarse[1], coarse[2], coarse[3]) <= cap_cw * total:
+        total = (fixed + max(busy, memory)) >> COARSE
+        if energy_of(engine, d, i, total, host, link, busy >> COARSE, read) <= cap_cw * total:
             low = i
         elif first:
             high = max(high - 1, 0)

@@ -100,9 +100,9 @@ def _record(whole: str, real: str = "", short: str = "") -> np.dtype[np.void]:
 # `*_cw`: centiwatts. `block_shift`: binary logarithm of the tokens per KV block. `max_tokens`: of a request, prompt
 # and output. `watermark`: blocks that admission leaves free. `by_priority`: the scheduling policy.
 DEPLOYMENT = _record(
-    "step_ps sequence_ps kv_read_ps state_ps attention_ps gpus averaging kv_blocks watermark max_tokens max_num_seqs "
-    "max_batched_tokens block_shift model by_priority idle_cw off_cw memory_cw link_cw transfer_ps "
-    "transfer_latency_ps",
+    "step_ps sequence_ps gap_ps sample_ps kv_read_ps state_ps attention_ps gpus averaging kv_blocks watermark "
+    "max_tokens max_num_seqs max_batched_tokens block_shift model by_priority idle_cw off_cw memory_cw link_cw "
+    "transfer_ps transfer_latency_ps",
     "throttle_c resume_c",
 )
 

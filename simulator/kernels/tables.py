@@ -17,12 +17,14 @@ class IterationCost(NamedTuple):
     An iteration over ``t`` batched tokens (decodes and prefill chunks together) of ``n`` sequences that reads ``kv``
     cached tokens and attends ``qk`` query-key pairs takes, at relative clock ``f``,
 
-    ``step_ps + sequence_ps·n + link_ps[t] + max((compute_ps[t] + attention_ps·qk) / f, memory_ps[t] + kv_read_ps·kv +
-    state_ps·n)``.
+    ``step_ps + sequence_ps·n + gap_ps + sample_ps·n + link_ps[t] + max((compute_ps[t] + attention_ps·qk) / f,
+    memory_ps[t] + kv_read_ps·kv + state_ps·n)``.
 
     Attributes:
         step_ps: Host work between iterations, during which the GPUs wait.
         sequence_ps: More of it for each sequence.
+        gap_ps: Kernels that start, and what else takes time on the GPUs whatever the batch.
+        sample_ps: Choosing the next token of one sequence, on the GPUs.
         link_ps: int64 (T + 1,): communication among the GPUs, by batched tokens.
         compute_ps: int64 (T + 1,): matrix work at the highest clock, by batched tokens.
         memory_ps: int64 (T + 1,): weight traffic, by batched tokens (a mixture of experts reads more with more).
@@ -33,6 +35,8 @@ class IterationCost(NamedTuple):
 
     step_ps: int
     sequence_ps: int
+    gap_ps: int
+    sample_ps: int
     link_ps: NDArray[np.int64]
     compute_ps: NDArray[np.int64]
     memory_ps: NDArray[np.int64]
@@ -53,7 +57,7 @@ class PowerCoefficients(NamedTuple):
         idle_w: Weights resident, no work.
         active_w: Added while GPUs work, that is all the time but the host's, at the highest clock.
         compute_w: Added at full compute utilisation, at the highest clock.
-        memory_w: Added at full memory utilisation; does not scale with the core clock.
+        memory_w: Added at full memory utilisation, and while next tokens are chosen; does not scale with the clock.
         link_w: Added while GPUs communicate; does not scale with the core clock.
         clock_ratio: float64 (K,): ladder of clocks relative to the highest, ascending, last one 1.0.
         scale: float64 (K,): dynamic power at each step relative to the highest, ascending, last one 1.0.

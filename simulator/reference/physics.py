@@ -44,7 +44,15 @@ class Work:
 
 
 class Times(NamedTuple):
-    """How long an iteration lasts, waits for the host, communicates, computes and reads, in picoseconds."""
+    """How long an iteration lasts, and its parts, in picoseconds.
+
+    Attributes:
+        length: All of it.
+        host: GPUs wait.
+        link: They communicate.
+        compute: They compute.
+        memory: They read, or choose next tokens.
+    """
 
     length: int
     host: int
@@ -64,6 +72,7 @@ class Physics:
         self._step_ps, self._sequence_ps, self._state_ps = (
             int(record[f"{name}_ps"]) for name in ("step", "sequence", "state")
         )
+        self._gap_ps, self._sample_ps = int(record["gap_ps"]), int(record["sample_ps"])
         self._active_cw, self._computing_cw = watt[ACTIVE].tolist(), watt[COMPUTING].tolist()
         self._idle_cw, self._memory_cw, self._link_cw = (
             int(record[f"{name}_cw"]) for name in ("idle", "memory", "link")
@@ -98,7 +107,9 @@ class Physics:
         host_ps = self._step_ps + self._sequence_ps * work.sequences
         link_ps = self._link_ps[work.tokens]
         memory_ps = self._memory_ps[work.tokens] + self._state_ps * work.sequences + self._kv_read_ps * work.read
-        return Times(host_ps + link_ps + max(compute_ps, memory_ps), host_ps, link_ps, compute_ps, memory_ps)
+        sample_ps = self._sample_ps * work.sequences
+        fixed_ps = host_ps + self._gap_ps + sample_ps + link_ps
+        return Times(fixed_ps + max(compute_ps, memory_ps), host_ps, link_ps, compute_ps, memory_ps + sample_ps)
 
     def _energy(self, step: int, times: Times) -> int:
         clocked: int = self._active_cw[step] * (times.length - times.host) + self._computing_cw[step] * times.compute

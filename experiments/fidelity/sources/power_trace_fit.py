@@ -53,10 +53,11 @@ def fit_power(rows: Sequence[Row], catalog: Catalog, rng: np.random.Generator, a
 
 
 def _per_gpu(row: Row, catalog: Catalog) -> tuple[F64, F64]:
-    """By what a GPU's idle, active, compute and memory power are multiplied, and what it draws but for its links."""
+    """By what a GPU's idle, active, compute and memory power are multiplied, and what it draws but for links and weights."""
     shares, power = features(row, catalog)
     scale = catalog.scale(row.groups["model"], row.groups["gpu"], row.given["tp"], 1, False)
-    measured_w = (row.given["power_w"] - shares[:, 3] * power.link_w) / power.gpus
+    resident_w = power.idle_w / power.gpus - catalog.gpu(row.groups["gpu"]).power.idle_w
+    measured_w = (row.given["power_w"] - shares[:, 3] * power.link_w) / power.gpus - resident_w
     whole = ~np.isnan(measured_w)
     design = np.column_stack([np.ones(len(shares)), scale.power * shares[:, :3]])
     return design[whole], measured_w[whole]
