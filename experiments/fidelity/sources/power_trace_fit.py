@@ -53,7 +53,7 @@ def fit_power(rows: Sequence[Row], catalog: Catalog, rng: np.random.Generator, a
 
 
 def _per_gpu(row: Row, catalog: Catalog) -> tuple[F64, F64]:
-    """By what a GPU's idle, active, compute and memory power are multiplied, and what it draws but for links and weights."""
+    """By what a GPU's idle, active, compute and memory power are multiplied, and its power less links and weights."""
     shares, power = features(row, catalog)
     scale = catalog.scale(row.groups["model"], row.groups["gpu"], row.given["tp"], 1, False)
     resident_w = power.idle_w / power.gpus - catalog.gpu(row.groups["gpu"]).power.idle_w
