@@ -20,10 +20,12 @@ from ..envs.cluster_env import LLMClusterEnv
 from ..envs.plant import SimulatedPlant
 from ..envs.scenario import Scenario
 from ..envs.traces import scaled_to
+from ..simulator.catalog import Catalog
 from ..simulator.chrome_trace import ChromeTrace
 from ..simulator.cluster import EngineName
 from ..simulator.errors import InputError
 from ..simulator.files import whole
+from ..simulator.host import host_energy_j
 from ..simulator.kernels.state import FINISHED
 from ..simulator.metrics import within
 from ..simulator.playback import DRAIN_S
@@ -90,6 +92,7 @@ def simulate(
         "seed": seed,
         "reward": reward,
         **asdict(plant.summary()),
+        "host_energy_j": host_energy_j(plant.cluster, Catalog.builtin()),
         "wall_s": time.perf_counter() - began,
     }
     return plant, _without_nan(result)

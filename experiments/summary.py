@@ -32,6 +32,8 @@ def print_summary(result: dict[str, Any], console: Console) -> None:
         f"{result['output_tokens']:,} output tokens, {result['energy_j'] / 3.6e6:,.3f} kWh"
         + ("" if per_token is None else f", {per_token:.3f} J per output token")
     )
+    if "host_energy_j" in result:
+        console.print(f"CPUs of the hosts, not counted above: {result['host_energy_j'] / 3.6e6:,.3f} kWh")
     attained = result["slo_attainment"]
     console.print(
         f"power {result['mean_power_w']:,.0f} W mean, {result['peak_power_w']:,.0f} W peak, "

@@ -650,7 +650,7 @@ def test_into_how_many_calls_a_run_is_cut_does_not_matter(limit: int) -> None:
     table = RequestTable.from_columns(
         np.sort(rng.integers(0, 150 * PS_PER_S, 2000)), rng.integers(500, 3000, 2000), rng.integers(1, 200, 2000)
     )
-    plan = blueprint(gpus=2, inlet_c=55.0, inlet_k_per_kw=8.0)
+    plan = blueprint(gpus=2, inlet_c=60.0, inlet_k_per_kw=8.0)
     runs = []
     for step_s in (200.0, 1.0, 10.0, 0.73):
         run = cluster(plan, table)

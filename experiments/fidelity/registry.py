@@ -14,6 +14,9 @@ SOURCES: dict[str, str] = {
     "energy-inference": "energy_inference:EnergyInference",
     "caps": "caps:Caps",
     "power-trace": "power_trace:PowerTrace",
+    "nlr-offline": "nlr_offline:NlrOffline",
+    "nlr-online": "nlr_online:NlrOnline",
+    "nlr-rate": "nlr_rate:NlrRate",
 }
 """``module:Class`` within ``sources``, by the name on the command line."""
 

@@ -170,6 +170,9 @@ class HostFit(Fitted):
         network_latency_s: Part of handing over a KV cache that does not depend on its length, seconds.
         runtime_bytes: Memory of one GPU taken by the CUDA context, activations and graphs, bytes.
         min_kv_tokens: KV cache below which a deployment counts as not fitting, tokens.
+        idle_w: The CPU packages without work, watts; see ``host_power_w``.
+        active_w: Added while an instance has work, watts.
+        request_w: Added for each running request, watts.
     """
 
     storage_bytes_per_s: Positive
@@ -181,3 +184,6 @@ class HostFit(Fitted):
     network_latency_s: NonNegative
     runtime_bytes: NonNegative
     min_kv_tokens: Count
+    idle_w: NonNegative
+    active_w: NonNegative
+    request_w: NonNegative
