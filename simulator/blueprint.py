@@ -13,6 +13,7 @@ from .deployments import Deployment, deploy, stack
 from .errors import InputError
 from .kernels.state import Tables
 from .topology import ClusterSpec, Slot, lay_out
+from .units import to_ps
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,3 +76,13 @@ class Blueprint:
     def cap_min_w(self) -> NDArray[np.float64]:
         """Lowest power limit of each slot, watts (R,)."""
         return np.array([self.deployments[d].power.cap_min_w for d in self.initial])
+
+    @property
+    def cap_ps(self) -> NDArray[np.int64]:
+        """Time until a power limit of each slot holds, picoseconds (R,)."""
+        return np.array([to_ps(self.deployments[d].power.cap_settles_s) for d in self.initial], np.int64)
+
+    @property
+    def lock_ps(self) -> NDArray[np.int64]:
+        """Time until a clock lock of each slot holds, picoseconds (R,)."""
+        return np.array([to_ps(self.deployments[d].power.lock_settles_s) for d in self.initial], np.int64)
