@@ -9,7 +9,7 @@ from .catalog import GpuSpec, ModelSpec, Scale
 from .kernels.tables import PowerCoefficients
 from .performance import kv_capacity_tokens
 
-LADDER_STEPS = 24
+LADDER_STEPS = 81
 
 
 def power_coefficients(
@@ -51,6 +51,8 @@ def power_coefficients(
         thermal_tau_s=np.array(gpu.thermal.tau_s),
         throttle_c=gpu.thermal.throttle_c,
         resume_c=gpu.thermal.resume_c,
+        cap_settles_s=gpu.transition.cap_s,
+        lock_settles_s=gpu.transition.lock_s,
         gpus=gpus,
     )
 

@@ -100,7 +100,7 @@ class ClockFit(Fitted):
 
     Attributes:
         ratio: Clocks relative to the highest, ascending to 1.
-        scale: Dynamic power at each of them relative to the highest, ascending to 1.
+        scale: Dynamic power at each of them relative to the highest, ascending to 1 at least as fast.
     """
 
     ratio: tuple[Fraction, ...]
@@ -111,7 +111,24 @@ class ClockFit(Fitted):
         for values in (self.ratio, self.scale):
             if len(values) != len(self.ratio) or list(values) != sorted(set(values)) or values[-1] != 1:
                 raise ValueError("ratio and scale must have equal lengths and ascend strictly to 1")
+        per_clock = [scale / ratio for ratio, scale in zip(self.ratio, self.scale, strict=True)]
+        if per_clock != sorted(per_clock):
+            raise ValueError("scale must grow at least as fast as ratio: voltage does not fall as the clock rises")
         return self
+
+
+class TransitionFit(Fitted):
+    """How long it takes until what control has set holds; the GPU goes on as before until then.
+
+    Attributes:
+        cap_s: Of a power limit, seconds.
+        lock_s: Of a clock lock, seconds.
+    """
+
+    calibrated: bool = False
+    source: str = "none given: at once"
+    cap_s: NonNegative = 0.0
+    lock_s: NonNegative = 0.0
 
 
 class ThermalFit(Fitted):
@@ -153,6 +170,9 @@ class HostFit(Fitted):
         network_latency_s: Part of handing over a KV cache that does not depend on its length, seconds.
         runtime_bytes: Memory of one GPU taken by the CUDA context, activations and graphs, bytes.
         min_kv_tokens: KV cache below which a deployment counts as not fitting, tokens.
+        idle_w: The CPU packages without work, watts; see ``host_power_w``.
+        active_w: Added while an instance has work, watts.
+        request_w: Added for each running request, watts.
     """
 
     storage_bytes_per_s: Positive
@@ -164,3 +184,6 @@ class HostFit(Fitted):
     network_latency_s: NonNegative
     runtime_bytes: NonNegative
     min_kv_tokens: Count
+    idle_w: NonNegative
+    active_w: NonNegative
+    request_w: NonNegative

@@ -68,6 +68,8 @@ class PowerCoefficients(NamedTuple):
         thermal_tau_s: float64 (2,): time constant of each pole.
         throttle_c: Die temperature at which the clock is forced down.
         resume_c: Die temperature at which it is released again.
+        cap_settles_s: Time until a power limit holds.
+        lock_settles_s: Time until a clock lock holds.
         gpus: Number of GPUs in the slot.
     """
 
@@ -86,4 +88,6 @@ class PowerCoefficients(NamedTuple):
     thermal_tau_s: NDArray[np.float64]
     throttle_c: float
     resume_c: float
+    cap_settles_s: float
+    lock_settles_s: float
     gpus: int
