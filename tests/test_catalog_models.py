@@ -309,7 +309,7 @@ def test_any_usual_size_has_a_guess_that_adds_up(log_active, sparsity):
     active = round(math.exp(log_active))
     parameters = round(active * sparsity)
     model = ModelSpec.generic("guess", parameters, active, 1)
-    assert "generic" in model.source and "unknown error" in model.source
+    assert model.guessed and "guessed" in model.source
     assert model.parameters_of_dimensions == pytest.approx(parameters, rel=0.01)
     assert model.weight_bytes == parameters
     assert set(tensor_parallel_sizes(model)) >= {1, 2, 4, 8}
