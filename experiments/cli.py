@@ -191,9 +191,11 @@ def doctor(json_file: JsonOption = None) -> None:
 def _add_groups() -> None:
     from .bench.verbs import app as bench
     from .data import app as data
+    from .forecast import app as forecast
 
     app.add_typer(data, name="data")
     app.add_typer(bench, name="bench")
+    app.add_typer(forecast, name="forecast")
 
 
 def main() -> None:

@@ -17,7 +17,8 @@ def autocorrelation(power: NDArray[np.float64], longest_s: int) -> NDArray[np.fl
         By lag from 0 to ``longest_s``; 0 where a series does not vary, or no pair is known.
     """
     known = ~np.isnan(power)
-    centred = np.where(known, power - np.nanmean(power, axis=0), 0.0)
+    mean = np.where(known, power, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    centred = np.where(known, power - mean, 0.0)
     size = 1 << (2 * len(power) - 1).bit_length()  # long enough not to wrap around
     products, pairs = (
         np.fft.irfft(np.abs(np.fft.rfft(x, size, axis=0)) ** 2, axis=0)[: longest_s + 1].sum(axis=1)

@@ -197,7 +197,9 @@ def test_a_restored_state_goes_on_alike(name: str) -> None:
     model = fitted(name, load(np.random.default_rng(6)))
 
     def run(first: int, last: int) -> Any:
-        return [model.update(test.power_w[i], {n: v[i] for n, v in test.covariates.items()}) for i in range(first, last)]
+        return [
+            model.update(test.power_w[i], {n: v[i] for n, v in test.covariates.items()}) for i in range(first, last)
+        ]
 
     model.reset(2)
     run(0, 400)
@@ -271,7 +273,7 @@ def test_calibration_mends_intervals_that_training_made_too_narrow() -> None:
 
 
 def test_unknown_models_are_named() -> None:
-    with pytest.raises(InputError, match="model 'crystal-ball': is unknown. Use one of persistence"):
+    with pytest.raises(InputError, match=r"model 'crystal-ball': is unknown\. Use one of persistence"):
         make_model("crystal-ball")
     assert set(NAIVE) <= set(MODELS)
     for name in MODELS:
