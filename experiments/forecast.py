@@ -55,7 +55,7 @@ def backtest_command(
         list[str] | None,
         typer.Option(metavar="FILE…", help="Telemetry to fit on; without it, each test file's own past, fold by fold"),
     ] = None,
-    models: Annotated[str | None, typer.Option(help="Names of models, by comma; all by default")] = None,
+    models: Annotated[str | None, typer.Option(help="Names of models, by comma; the naive ones by default")] = None,
     folds: Annotated[int, typer.Option(min=1, help="Folds of each test file where there is no --train")] = 4,
     layout: Annotated[str | None, typer.Option(help="Layout of the files; told from each by default")] = None,
     zone: Annotated[str, typer.Option(help="Time zone of local time stamps: Europe/Berlin")] = "UTC",
@@ -70,11 +70,11 @@ def backtest_command(
     Targets are power 30 s and 60 s ahead, and its mean until then. Errors are in watts, with 95 % intervals by a block
     bootstrap. Skill is 1 - MAE over that of the naive model with the lowest MAE on the same seconds.
     """
-    from ..forecaster.models import MODELS, NAIVE
+    from ..forecaster.models import NAIVE
     from ..forecaster.telemetry import Options
     from .forecast_backtest import backtest, folds_of
 
-    names = [name.strip() for name in (models or ",".join(MODELS)).split(",") if name.strip()]
+    names = [name.strip() for name in (models or ",".join(NAIVE)).split(",") if name.strip()]
     queries = tuple(name.strip() for name in columns.split(",") if name.strip())
     options = Options(zone, max_gap, queries, period)
     training, tests = ([_read(file, layout, options) for file in files] for files in (train or [], test))

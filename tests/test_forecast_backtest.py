@@ -15,7 +15,7 @@ from llmcluster.experiments.forecast import spread
 from llmcluster.experiments.forecast_backtest import backtest, folds_of
 from llmcluster.forecaster import TARGETS
 from llmcluster.forecaster.bootstrap import interval, resampled_sums
-from llmcluster.forecaster.models import MODELS, NAIVE, make_model
+from llmcluster.forecaster.models import NAIVE, make_model
 from llmcluster.forecaster.telemetry import Telemetry
 from llmcluster.simulator.errors import InputError
 
@@ -119,9 +119,9 @@ def test_skill_is_measured_by_the_best_naive_model() -> None:
 
 def test_every_model_is_judged_and_the_same_seed_gives_the_same() -> None:
     folds = folds_of([], [wave(1000, "one"), wave(1200, "two", 300)], 2)
-    result = backtest(folds, list(MODELS), seed=3)
-    assert set(result["results"]) == set(MODELS)
-    assert result == backtest(folds, list(MODELS), seed=3)
+    result = backtest(folds, list(NAIVE), seed=3)
+    assert set(result["results"]) == set(NAIVE)
+    assert result == backtest(folds, list(NAIVE), seed=3)
     skills = [[result["results"][name][target]["skill"] for name in NAIVE] for target in TARGETS]
     assert [max(row) for row in skills] == [0] * 4
     json.dumps(result, allow_nan=False)
@@ -211,9 +211,9 @@ def test_backtest_without_training_rolls_through_each_file(call: Callable[..., A
     code, out, _ = call("backtest", "--test", "a.csv", "--folds", "2", "--json", "result.json")
     assert code == 0
     result = json.loads(Path("result.json").read_text())
-    assert set(result["results"]) == set(MODELS)
+    assert set(result["results"]) == set(NAIVE)
     assert result["forecasts"] == 900 - 450 - 60
-    assert all(out.count(f"  {name} ") == 4 for name in MODELS)
+    assert all(out.count(f"  {name} ") == 4 for name in NAIVE)
     assert all(f"{target}: the best naive model is {result['best_naive'][target]}" in out for target in TARGETS)
 
 

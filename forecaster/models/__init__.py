@@ -7,7 +7,7 @@ import importlib
 from ...errors import InputError
 from .base import Model
 
-__all__ = ["MODELS", "NAIVE", "Model", "make_model"]
+__all__ = ["LEARNED", "MODELS", "NAIVE", "Model", "make_model"]
 
 NAIVE: dict[str, str] = {
     "persistence": "persistence:LastValue",
@@ -20,7 +20,15 @@ NAIVE: dict[str, str] = {
 }
 """``module:Class`` in this package, by name: models without a network. Others are measured by the best of them."""
 
-MODELS: dict[str, str] = {**NAIVE}
+LEARNED: dict[str, str] = {
+    "gru": "gru:Gru",
+    "lstm": "lstm:Lstm",
+    "s4d": "s4d:S4d",
+    "spiking": "spiking:Spiking",
+    "transformer": "transformer:Transformer",
+}
+
+MODELS: dict[str, str] = {**NAIVE, **LEARNED}
 
 
 def make_model(name: str) -> Model:

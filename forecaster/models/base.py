@@ -135,7 +135,7 @@ class Model(ABC):
 
     @abstractmethod
     def _begin(self, channels: int) -> dict[str, Floats]:
-        """A state before the first sample; the last axis of each array, or its only one, is the channel."""
+        """A state before the first sample: arrays by name."""
 
     @abstractmethod
     def _start(self, first: Any, power: Floats) -> None:
