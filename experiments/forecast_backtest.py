@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ..forecaster.losses import Losses, figures
 from ..forecaster.models import MODELS, NAIVE, Model, make_model
 from ..forecaster.targets import HORIZONS_S
 from ..forecaster.telemetry import Telemetry
+from ..forecaster.weights import load_model
 from ..simulator.errors import InputError
 
 WARM_UP_S = 60
@@ -27,6 +29,7 @@ BLOCK_S = 120
 """Block of the bootstrap: twice the longest horizon, over which errors overlap."""
 RESAMPLES = 2000
 LEVEL = 0.95
+WEIGHTS = ".safetensors"
 Tick = Callable[[], None]
 
 
@@ -85,7 +88,7 @@ def backtest(
 
     Args:
         folds: What to fit and to judge on.
-        models: Names of the models to report.
+        models: Names of the models to report; a file of weights is taken as it is, whatever there is to train on.
         seed: Seed of all that is drawn.
         tick: Called after each model and fold.
         block_s: Block of the bootstrap.
@@ -97,8 +100,8 @@ def backtest(
         InputError: A model is unknown, or there is nothing to judge.
     """
     for name in models:
-        if name not in MODELS:
-            raise InputError(f"--models {name}", "is unknown", f"Use some of {', '.join(MODELS)}")
+        if name not in MODELS and not name.endswith(WEIGHTS):
+            raise InputError(f"--models {name}", "is unknown", f"Use some of {', '.join(MODELS)}, or a {WEIGHTS} file")
     if not folds:
         raise InputError("--test", "no series to judge on", "Give at least one file")
     losses = {name: _losses(name, folds, seed, tick) for name in dict.fromkeys([*NAIVE, *models])}
@@ -125,9 +128,10 @@ def backtest(
 
 def _losses(name: str, folds: Sequence[Fold], seed: int, tick: Tick) -> Losses:
     parts: list[Losses] = []
-    model: Model | None = None
+    model: Model | None = load_model(Path(name))[0] if name.endswith(WEIGHTS) else None
+    fixed = model is not None
     for i, fold in enumerate(folds):
-        if model is None or fold.train != folds[i - 1].train:
+        if model is None or (not fixed and fold.train != folds[i - 1].train):
             model = make_model(name)
             model.fit(fold.train, np.random.default_rng(seed))
         parts.append(model.backtest(fold.test, fold.first_s, fold.last_s))
