@@ -102,6 +102,8 @@ def backtest(
     for name in models:
         if name not in MODELS and not name.endswith(WEIGHTS):
             raise InputError(f"--models {name}", "is unknown", f"Use some of {', '.join(MODELS)}, or a {WEIGHTS} file")
+        if name not in MODELS:
+            load_model(Path(name))  # before an hour of training rather than after
     if not folds:
         raise InputError("--test", "no series to judge on", "Give at least one file")
     losses = {name: _losses(name, folds, seed, tick) for name in dict.fromkeys([*NAIVE, *models])}

@@ -14,6 +14,7 @@ from ..files import readable, whole
 from .models import MODELS, Model, make_model
 from .telemetry import COVARIATES
 
+KEY = "llmcluster"
 FORMAT = "llmcluster-forecaster-1"
 MAX_BYTES = 64 << 20
 """Larger than any model of power; what is larger is not read."""
@@ -32,15 +33,10 @@ def save_model(model: Model, path: Path, card: dict[str, Any] | None = None) -> 
 
     if "widen" not in model.weights:
         raise InputError(model.name, "the model is not fitted", "Call fit first")
-    about = {
-        "format": FORMAT,
-        "model": model.name,
-        "covariates": json.dumps(list(model.covariates)),
-        "card": json.dumps(card or {}),
-    }
+    about = {"format": FORMAT, "model": model.name, "covariates": list(model.covariates), "card": card or {}}
     tensors = {name: np.ascontiguousarray(value, np.float64) for name, value in model.weights.items()}
     with whole(path) as partial:
-        save_file(tensors, partial, about)
+        save_file(tensors, partial, {KEY: json.dumps(about, sort_keys=True)})  # one entry: their order is not kept
 
 
 def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
@@ -63,8 +59,7 @@ def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
     from safetensors.numpy import load_file
 
     try:
-        covariates = tuple(json.loads(about["covariates"]))
-        card = json.loads(about["card"])
+        covariates, card = tuple(about["covariates"]), about["card"]
         weights = load_file(path)
     except (SafetensorError, KeyError, ValueError, TypeError) as fault:
         raise _fault(path, f"is damaged ({fault})") from None
@@ -84,7 +79,7 @@ def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
     return model, card
 
 
-def _about(path: Path, size: int) -> dict[str, str]:
+def _about(path: Path, size: int) -> dict[str, Any]:
     """The file's description, read with care: a length, then JSON of that length."""
     with path.open("rb") as file:
         start = file.read(8)
@@ -95,7 +90,10 @@ def _about(path: Path, size: int) -> dict[str, str]:
             header = json.loads(file.read(length))
         except ValueError:
             raise _fault(path, "is no safetensors file, or was cut") from None
-    about = header.get("__metadata__") if isinstance(header, dict) else None
+    try:
+        about = json.loads(header["__metadata__"][KEY])
+    except (KeyError, TypeError, ValueError):
+        return {}
     return about if isinstance(about, dict) else {}
 
 

@@ -271,8 +271,20 @@ def test_bad_use_is_told(name: str) -> None:
 def test_covariates_must_be_given_to_a_model_that_reads_them() -> None:
     model = fitted("ridge-ar", load(np.random.default_rng(11)))
     model.reset(2)
-    with pytest.raises(InputError, match="no running"):
+    with pytest.raises(InputError, match="covariates: running: is missing"):
         model.update(np.ones(2))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_samples_of_another_shape_are_told(name: str) -> None:
+    model = ready(name)
+    model.reset(2)
+    beside = {name: np.ones(3) for name in model.covariates}
+    with pytest.raises(InputError, match="3 channels where 2 are due"):
+        model.update(np.ones(3), beside)
+    if beside:
+        with pytest.raises(InputError, match=r"running: has shape \(1, 3\), power \(1, 2\)"):
+            model.update(np.ones(2), beside)
 
 
 def test_calibration_mends_intervals_that_training_made_too_narrow() -> None:

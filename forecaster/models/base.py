@@ -99,14 +99,7 @@ class Model(ABC):
             Watts, (C, 4, 3); ``nan`` for channels that have had no reading so far.
         """
         samples = np.atleast_2d(power_w)
-        given = covariates or {}
-        if missing := [name for name in self.covariates if name not in given]:
-            raise InputError(
-                "covariates", f"no {missing[0]}", f"The model was fitted with {', '.join(self.covariates)}"
-            )
-        columns = [np.atleast_2d(given[name]) for name in self.covariates]
-        for i, sample in enumerate(samples):
-            inputs = np.stack([column[i] for column in columns], axis=-1) if columns else self._inputs
+        for sample, inputs in zip(samples, self._given(covariates, samples.shape), strict=True):
             self._take(sample / self._scale_w, inputs)
         forecast = self._finished(self._forecast()) * self._scale_w[:, None, None]
         return forecast if self._begun.all() else np.where(self._begun[:, None, None], forecast, np.nan)
@@ -148,6 +141,22 @@ class Model(ABC):
     @abstractmethod
     def _forecast(self) -> Floats:
         """Quantiles after the last sample, (C, 4, 3)."""
+
+    def _given(self, covariates: Mapping[str, Floats] | None, shape: tuple[int, ...]) -> Floats:
+        """The covariates that the model reads, (n, C, K), for samples of a shape."""
+        channels = len(self._begun)
+        if shape[1] != channels:
+            raise InputError("power_w", f"{shape[1]} channels where {channels} are due", "Call reset first")
+        given = covariates or {}
+        columns = []
+        for name in self.covariates:
+            column = np.atleast_2d(np.asarray(given.get(name, ()), np.float64))
+            if column.shape != shape:
+                problem = f"has shape {column.shape}, power {shape}" if name in given else "is missing"
+                names = ", ".join(self.covariates)
+                raise InputError(f"covariates: {name}", problem, f"The model was fitted with {names}")
+            columns.append(column)
+        return np.stack(columns, axis=-1) if columns else np.empty((*shape, 0))
 
     def _take(self, power: Floats, inputs: Floats) -> None:
         known = ~np.isnan(power)
