@@ -6,7 +6,7 @@ STEPS ?= 100000
 DEMO := runs/demo$(if $(WORKLOAD),-$(shell printf %s "$(WORKLOAD)" | cksum | cut -d ' ' -f 1))
 TRACE := $(if $(WORKLOAD),--workload "$(WORKLOAD)")
 
-.PHONY: help demo install install-dev test test-all lint format type docs artefacts clean
+.PHONY: help demo install install-dev test test-all lint format type docs fidelity artefacts clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -51,6 +51,9 @@ type: install-dev  ## Check types
 
 docs: install-dev  ## Rebuild the generated tables of docs/ (scenarios, observation, command line)
 	$(BIN)/python -m llmcluster.experiments.write_docs
+
+fidelity: install-dev  ## Rebuild docs/fidelity.md: validate every measured source (needs LLMCLUSTER_DATA)
+	$(BIN)/python -m llmcluster.experiments.write_fidelity
 
 artefacts: install-dev  ## Refit the shipped figures and rerun docs/results.md (needs LLMCLUSTER_DATA; takes half an hour)
 	$(BIN)/python -m llmcluster.experiments.fit_workload $${LLMCLUSTER_DATA:-../shared/data}/azure_llm_2023/*_conv.csv \

@@ -1,10 +1,12 @@
-"""Files as such: is there one to read, and writing one whole or not at all."""
+"""Files as such: is there one to read, what TOML says, and writing one whole or not at all."""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError
 
@@ -17,6 +19,16 @@ def readable(path: Path) -> None:
         raise InputError(str(path), "no such file", "Check the path, or get a trace with `llmcluster data fetch`")
     if path.stat().st_size == 0:
         raise InputError(str(path), "the file is empty", "Download it again")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; raises `InputError` where there are none to be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as fault:
+        raise InputError(str(path), f"cannot be read ({fault.strerror})", "Give the path of a TOML file") from fault
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        raise InputError(str(path), f"is not TOML ({fault})", "Mend the line it names") from fault
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..envs.actions import ClusterAction
 from ..envs.telemetry import LEAD_TIMES_S
-from ..simulator.kernels.state import COMPUTE, FIXED, MEMORY
+from ..simulator.kernels.state import COMPUTE, LINK, MEMORY
 from ..simulator.units import PS_PER_S
 from .base import Agent, Heuristic, Task, View
 from .static import first_fit, highest_level, only
@@ -32,8 +32,10 @@ def capacity_requests_per_s(task: Task, prompt_tokens: float, output_tokens: flo
     prompt, batch = min(int(prompt_tokens), longest), min(CAPACITY_BATCH, task.fleet.max_num_seqs, longest)
     for r, d in enumerate(task.blueprint.initial):
         cached = batch * (prompt_tokens + output_tokens / 2)
-        memory = cost[d, MEMORY, batch] + records["kv_read_ps"][d] * cached
-        step = cost[d, FIXED, batch] + max(cost[d, COMPUTE, batch], memory)
+        host = records["step_ps"][d] + records["sequence_ps"][d] * batch
+        memory = cost[d, MEMORY, batch] + records["state_ps"][d] * batch + records["kv_read_ps"][d] * cached
+        gaps = records["gap_ps"][d] + records["sample_ps"][d] * batch + cost[d, LINK, batch]
+        step = host + gaps + max(cost[d, COMPUTE, batch], memory)
         prefill = cost[d, COMPUTE, prompt] * prompt_tokens / max(prompt, 1)
         capacity[r] = PS_PER_S / (output_tokens * step / batch + prefill)
     return capacity

@@ -20,17 +20,6 @@ def all_reduce_s(model: ModelSpec, gpu: GpuSpec, tp: int, tokens: NDArray[np.flo
     return _message_s(gpu, 2 * (tp - 1) / tp * tokens * model.hidden * ACTIVATION_BYTES)
 
 
-def all_to_all_s(model: ModelSpec, gpu: GpuSpec, tp: int, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
-    """One way of tokens to their experts or back, with whole experts spread over ``tp`` GPUs.
-
-    Every GPU has its part of the tokens and sends ``experts_per_token`` copies of each, (tp − 1)/tp of them to others.
-    """
-    if tp == 1:
-        return np.zeros_like(tokens)
-    copies = tokens * model.experts_per_token / tp
-    return _message_s(gpu, copies * (tp - 1) / tp * model.hidden * ACTIVATION_BYTES)
-
-
 def hand_on_s(model: ModelSpec, gpu: GpuSpec, tp: int, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
     """A micro-batch on its way from one pipeline stage to the next.
 

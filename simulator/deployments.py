@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .catalog import Catalog
 from .errors import InputError
-from .kernels.state import CLOCK, COMPUTE, DEPLOYMENT, FIXED, MEMORY, UNITS_PER_W, Tables
+from .kernels.state import CLOCK, COMPUTE, DEPLOYMENT, LINK, MEMORY, UNITS_PER_W, Tables
 from .kernels.tables import IterationCost, PowerCoefficients
 from .performance import iteration_cost, kv_capacity_tokens
 from .power import power_coefficients
@@ -101,11 +101,12 @@ def _look_up(catalog: Catalog, slot: Slot, model: str) -> None:
 
 def _deployment(number: int, name: str, slot: Slot, engine: EngineSpec, catalog: Catalog) -> Deployment:
     model, gpu, tp, pp = catalog.model(name), catalog.gpu(slot.spec.gpu), slot.spec.tp, slot.spec.pp
+    scale = catalog.scale(model.name, gpu.name, tp, pp, slot.spec.ep)
     capacity = kv_capacity_tokens(model, gpu, tp, engine.gpu_memory_utilization, pp)
     return Deployment(
         model=number,
-        cost=iteration_cost(model, gpu, tp, engine.max_num_batched_tokens, pp, slot.spec.ep),
-        power=power_coefficients(model, gpu, tp, pp),
+        cost=iteration_cost(model, gpu, tp, engine.max_num_batched_tokens, pp, slot.spec.ep, scale),
+        power=power_coefficients(model, gpu, tp, pp, scale),
         kv_blocks=capacity // engine.block_size,
         max_model_len=min(engine.max_model_len or model.max_model_len, model.max_model_len),
         load_s=load_time_s(model, gpu, tp, pp),
@@ -121,11 +122,11 @@ def stack(deployments: Sequence[Deployment], engine: EngineSpec) -> Tables:
     records = np.zeros(len(deployments), DEPLOYMENT)
     for name in ("kv_blocks", "model"):
         records[name] = [getattr(d, name) for d in deployments]
-    for name in ("kv_read_ps", "attention_ps"):
+    for name in ("step_ps", "sequence_ps", "gap_ps", "sample_ps", "kv_read_ps", "state_ps", "attention_ps"):
         records[name] = [getattr(c, name) for c in costs]
     for name in ("throttle_c", "resume_c", "gpus"):
         records[name] = [getattr(p, name) for p in powers]
-    for name in ("off", "idle", "memory"):
+    for name in ("off", "idle", "memory", "link"):
         records[f"{name}_cw"] = [round(getattr(p, f"{name}_w") * UNITS_PER_W) for p in powers]
     records["transfer_ps"] = [d.kv_transfer_ps for d in deployments]
     records["transfer_latency_ps"] = [d.kv_transfer_latency_ps for d in deployments]
@@ -137,13 +138,12 @@ def stack(deployments: Sequence[Deployment], engine: EngineSpec) -> Tables:
     records["max_batched_tokens"] = engine.max_num_batched_tokens
     records["block_shift"] = engine.block_size.bit_length() - 1
     records["by_priority"] = engine.scheduling_policy == "priority"
-    running_w = np.array([p.idle_w + p.scale * p.active_w for p in powers])
-    compute_w = np.array([p.scale * p.compute_w for p in powers])
+    clocked_w = np.array([(p.scale * p.active_w, p.scale * p.compute_w) for p in powers])
     tables = Tables(
         deployments=records,
-        cost=np.stack([(c.fixed_ps, c.compute_ps, c.memory_ps) for c in costs]),
+        cost=np.stack([(c.link_ps, c.compute_ps, c.memory_ps) for c in costs]),
         ladder=np.stack([(p.clock_ratio, p.scale) for p in powers]),
-        watt=np.rint(np.stack([running_w, compute_w], axis=1) * UNITS_PER_W).astype(np.int64),
+        watt=np.rint(clocked_w * UNITS_PER_W).astype(np.int64),
         thermal=np.stack([(p.thermal_r_k_per_w, np.exp(-1.0 / p.thermal_tau_s)) for p in powers]),
     )
     _check_range(tables, engine)
@@ -153,11 +153,16 @@ def stack(deployments: Sequence[Deployment], engine: EngineSpec) -> Tables:
 def _check_range(tables: Tables, engine: EngineSpec) -> None:
     """Refuses what could exceed 64 bits: the energy of the longest iteration, at any clock."""
     for record, cost, ladder, watt in zip(tables.deployments, tables.cost, tables.ladder, tables.watt, strict=True):
+        sequences = float(engine.max_num_seqs)
         pairs = float(engine.max_num_batched_tokens) * float(record["max_tokens"])
         compute_ps = (cost[COMPUTE].max() + pairs * record["attention_ps"]) / ladder[CLOCK]
-        memory_ps = cost[MEMORY].max() + float(record["kv_read_ps"]) * record["max_tokens"] * engine.max_num_seqs
-        longest_ps = cost[FIXED].max() + np.maximum(compute_ps, memory_ps)
-        energy = float((longest_ps * (watt.sum(axis=0) + record["memory_cw"])).max())
+        read_ps = float(record["kv_read_ps"]) * record["max_tokens"] + float(record["state_ps"])
+        memory_ps = cost[MEMORY].max() + read_ps * sequences
+        each_ps = float(record["sequence_ps"]) + float(record["sample_ps"])
+        fixed_ps = float(record["step_ps"]) + float(record["gap_ps"]) + each_ps * sequences
+        longest_ps = fixed_ps + cost[LINK].max() + np.maximum(compute_ps, memory_ps)
+        steady_cw = record["idle_cw"] + record["memory_cw"] + record["link_cw"]
+        energy = float((longest_ps * (watt.sum(axis=0) + steady_cw)).max())
         if energy >= 2.0**63:
             fitting = int(engine.max_num_batched_tokens * 2.0**63 / energy)
             problem = f"{engine.max_num_batched_tokens} lets an iteration take {longest_ps.max() / PS_PER_S:.0f} s"

@@ -1,7 +1,7 @@
-"""Checking and writing files, as the simulator knows it."""
+"""Checking, reading and writing files, as the simulator knows it."""
 
 from __future__ import annotations
 
-from ..files import readable, whole
+from ..files import read_toml, readable, whole
 
-__all__ = ["readable", "whole"]
+__all__ = ["read_toml", "readable", "whole"]

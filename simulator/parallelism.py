@@ -17,14 +17,14 @@ class Stage:
 
     Attributes:
         share: Its layers over all layers of the model.
-        resident_parameters: Parameters in memory: its layers, the input embedding in the first stage, the output head
-            in the last; tied embeddings are in both.
-        read_parameters: Parameters that an iteration reads if it touches every expert: all but the embedding.
+        resident_bytes: Weights in memory: its layers, input embedding and image encoder in the first stage, the output
+            head in the last; tied embeddings are in both.
+        read_bytes: Weights that an iteration reads if it touches every expert: all but embedding and image encoder.
     """
 
     share: float
-    resident_parameters: float
-    read_parameters: float
+    resident_bytes: float
+    read_bytes: float
 
 
 def pipeline_stages(model: ModelSpec, pp: int) -> tuple[Stage, ...]:
@@ -47,14 +47,12 @@ def pipeline_stages(model: ModelSpec, pp: int) -> tuple[Stage, ...]:
         problem = f"cannot cut {model.layers} layers of {model.name} into {pp} stages"
         raise InputError("pp", problem, f"Use 1 to {model.layers}")
     each, rest = divmod(model.layers, pp)
-    head = model.head_parameters
-    blocks = model.parameters - model.lookup_parameters - head
-    stages = []
+    head, stages = model.head_bytes, []
     for number in range(pp):
         share = (each + (pp - 1 - rest <= number < pp - 1)) / model.layers
-        read = blocks * share + (head if number == pp - 1 else 0)
-        tied_here = model.tied_embeddings and number == pp - 1
-        stages.append(Stage(share, read + (head if number == 0 and not tied_here else 0), read))
+        read = model.block_bytes * share + (head if number == pp - 1 else 0)
+        table = 0 if model.tied_embeddings and number == pp - 1 else head
+        stages.append(Stage(share, read + (table + model.vision_bytes if number == 0 else 0), read))
     return tuple(stages)
 
 

@@ -9,30 +9,34 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .catalog import GpuSpec, ModelSpec
-from .communication import all_reduce_s, all_to_all_s, hand_on_s
+from .catalog import GpuSpec, ModelSpec, Scale
+from .communication import all_reduce_s, hand_on_s
 from .errors import InputError
 from .experts import busiest_experts, busiest_pairs
 from .kernels.tables import IterationCost
 from .parallelism import Stage, check_ep, check_tp, largest_share, pipeline_stages, tensor_parallel_sizes
-from .units import PS_PER_S
+from .units import PS_PER_S, to_ps
 
 FLOP_PER_PARAMETER = 2
-FLOP_PER_PAIR_CHANNEL = 4
 MAX_BATCHED_TOKENS = 8192
-MAX_SEQUENCES = 256
 BLOCK_TOKENS = 16
 GPU_MEMORY_UTILIZATION = 0.9
 
 
 def iteration_cost(
-    model: ModelSpec, gpu: GpuSpec, tp: int, max_tokens: int = MAX_BATCHED_TOKENS, pp: int = 1, ep: bool = False
+    model: ModelSpec,
+    gpu: GpuSpec,
+    tp: int,
+    max_tokens: int = MAX_BATCHED_TOKENS,
+    pp: int = 1,
+    ep: bool = False,
+    scale: Scale | None = None,
 ) -> IterationCost:
     """Roofline of one engine iteration, tabulated by batched tokens.
 
     Compute and weight streaming overlap imperfectly: ``overlap_loss`` of the smaller one adds to the larger one, which
-    also makes the compute efficiency saturate with the number of tokens. Host work grows with the sequences of a batch,
-    of which a batch of t tokens has at most min(t, 256), vLLM's default ``max_num_seqs``.
+    also makes the compute efficiency saturate with the number of tokens. Host work and the choice of next tokens
+    grow with the sequences of a batch.
 
     **Pipeline.** vLLM keeps ``pp`` micro-batches in flight, one in each stage. An iteration over t tokens is one lap of
     a full pipeline: every micro-batch of t/pp tokens (at least one) passes every stage, so that every sequence gets one
@@ -48,10 +52,9 @@ def iteration_cost(
     that a real pipeline has bubbles. ``max_tokens`` is the budget of a lap: pp times vLLM's, which is per micro-batch.
 
     **Experts.** With ``ep`` every GPU of a stage holds E/tp experts whole, and attention stays tensor parallel.
-    Dispatch and combine (all-to-all) take the place of the MLP's all-reduce. The GPU with most tokens decides the
-    compute time, the one with most touched experts the weight traffic. vLLM sends tokens in this way where its engines
-    are also data parallel; with tensor parallelism alone it all-reduces, which moves tp / experts_per_token times as
-    many bytes.
+    The GPU with most tokens decides the compute time, the one with most touched experts the weight traffic. All GPUs
+    have all tokens, as with vLLM's tensor-parallel engines, so that expert layers all-reduce as dense ones do; only
+    data-parallel engines dispatch tokens to one another.
 
     Args:
         model: The model.
@@ -60,6 +63,7 @@ def iteration_cost(
         max_tokens: Token budget of an iteration, the length of the tables less one.
         pp: Pipeline stages, each of ``tp`` GPUs.
         ep: Whether experts are spread whole over the GPUs of a stage.
+        scale: Factors fitted for just this; none by default.
 
     Returns:
         Times in integer picoseconds at the highest clock.
@@ -77,24 +81,30 @@ def iteration_cost(
     share = largest_share(stages)
     tokens = np.arange(max_tokens + 1, dtype=np.float64)
     batch = np.maximum(tokens / pp, np.minimum(tokens, 1))
-    flop_per_s = gpu.flop_per_s(model.dtype_bytes) * timing.compute_efficiency * tp
+    flop_per_s = gpu.mixed_flop_per_s(model.fp8_share, timing.fp8_efficiency) * timing.compute_efficiency * tp
     bytes_per_s = gpu.memory_bytes_per_s * timing.memory_efficiency
-    compute_s = pp * share * FLOP_PER_PARAMETER * _multiplied(model, tp, batch, ep) / flop_per_s
-    memory_s = pp * (_streamed(model, stages, tp, batch, ep) * model.dtype_bytes / tp / bytes_per_s)
+    matrix_s = FLOP_PER_PARAMETER * _multiplied(model, gpu, tp, batch, ep) / flop_per_s
+    scans_s = batch * timing.scan_s * (model.mamba.layers if model.mamba else 0) / tp
+    compute_s = pp * share * (matrix_s + scans_s)
+    memory_s = pp * (_streamed(model, gpu, stages, tp, batch, ep) / tp / bytes_per_s)
     memory_s[0] = 0
-    unhidden_s = timing.overlap_loss * np.minimum(compute_s, memory_s)
-    host_s = timing.step_s + timing.sequence_s * np.minimum(batch, MAX_SEQUENCES / pp)
-    mlp_s = 2 * all_to_all_s(model, gpu, tp, batch) if ep else all_reduce_s(model, gpu, tp, batch)
-    stage_s = host_s + share * model.layers * (all_reduce_s(model, gpu, tp, batch) + mlp_s)
-    attention_flop = FLOP_PER_PAIR_CHANNEL * share * model.layers * model.heads * model.head_dim / tp
-    attention_s = attention_flop / (gpu.bf16_flop_per_s * timing.attention_efficiency)
-    kv_read_s = share * kv_bytes_per_gpu(model, tp) / bytes_per_s
+    unhidden_s = timing.overlap_loss * np.minimum(pp * share * matrix_s, memory_s)
+    stage_s = share * model.all_reduces * all_reduce_s(model, gpu, tp, batch)
+    gaps_s = pp * share * (model.layers * timing.layer_s + model.moe_layers * timing.expert_layer_s)
+    attention_s = share * model.attention_flop_per_pair / tp / (gpu.bf16_flop_per_s * timing.attention_efficiency)
+    cache_bytes_per_s = gpu.memory_bytes_per_s * timing.kv_efficiency
+    slower, busier, longer_s = (scale.time, scale.time * scale.compute, scale.step_s) if scale else (1.0, 1.0, 0.0)
     return IterationCost(
-        fixed_ps=_ps(pp * stage_s + (pp - 1) * hand_on_s(model, gpu, tp, batch)),
-        compute_ps=_ps(compute_s + unhidden_s),
-        memory_ps=_ps(memory_s + unhidden_s),
-        kv_read_ps=round(kv_read_s * PS_PER_S),
-        attention_ps=round(attention_s * PS_PER_S),
+        step_ps=to_ps(slower * pp * timing.step_s),
+        sequence_ps=to_ps(slower * timing.sequence_s),
+        gap_ps=to_ps(max(slower * gaps_s + longer_s, 0.0)),
+        sample_ps=to_ps(slower * timing.sampling_s),
+        link_ps=_ps(slower * (pp * stage_s + (pp - 1) * hand_on_s(model, gpu, tp, batch))),
+        compute_ps=_ps(busier * compute_s + slower * unhidden_s),
+        memory_ps=_ps(slower * (memory_s + unhidden_s)),
+        kv_read_ps=to_ps(slower * share * kv_bytes_per_gpu(model, tp) / cache_bytes_per_s),
+        state_ps=to_ps(slower * share * model.moved_state_bytes_per_sequence / tp / cache_bytes_per_s),
+        attention_ps=to_ps(busier * attention_s),
     )
 
 
@@ -125,8 +135,7 @@ def kv_capacity_tokens(
     if capacity < gpu.host.min_kv_tokens:
         kv_bytes = gpu.host.min_kv_tokens * kv_bytes_per_gpu(model, tp)
         needed = gpu.host.runtime_bytes + max(
-            stage.resident_parameters * model.dtype_bytes / tp + stage.share * kv_bytes
-            for stage in pipeline_stages(model, pp)
+            stage.resident_bytes / tp + stage.share * kv_bytes for stage in pipeline_stages(model, pp)
         )
         available = gpu.memory_bytes * gpu_memory_utilization
         fitting = (n for n in tensor_parallel_sizes(model) if n > tp)
@@ -150,32 +159,40 @@ def kv_bytes_per_gpu(model: ModelSpec, tp: int) -> float:
 
 def _capacity(model: ModelSpec, gpu: GpuSpec, tp: int, pp: int, utilization: float) -> int:
     def tokens(stage: Stage) -> int:
-        weights = stage.resident_parameters * model.dtype_bytes / tp
-        free = gpu.memory_bytes * utilization - weights - gpu.host.runtime_bytes
+        free = gpu.memory_bytes * utilization - stage.resident_bytes / tp - gpu.host.runtime_bytes
         return int(free / (stage.share * kv_bytes_per_gpu(model, tp)))
 
     return min(tokens(stage) for stage in pipeline_stages(model, pp)) // BLOCK_TOKENS * BLOCK_TOKENS
 
 
-def _multiplied(model: ModelSpec, tp: int, tokens: NDArray[np.float64], ep: bool) -> NDArray[np.float64]:
-    """Parameters that so many tokens pass through; with whole experts, ``tp`` times those of the busiest GPU."""
-    multiplied = (model.active_parameters - model.lookup_parameters) * tokens
-    if ep:
-        multiplied += model.expert_parameters * (
-            tp * busiest_pairs(model, tp, tokens) - model.experts_per_token * tokens
-        )
-    return multiplied
+def _multiplied(model: ModelSpec, gpu: GpuSpec, tp: int, tokens: NDArray[np.float64], ep: bool) -> NDArray[np.float64]:
+    """Parameters that so many tokens pass through, those of experts weighed by how slowly they are multiplied.
+
+    With whole experts, the GPU with most tokens counts ``tp`` times.
+    """
+    pairs = tokens * model.experts_per_token
+    routed = model.expert_parameters if model.experts > 1 else 0
+    dense = (model.active_parameters - model.lookup_parameters) * tokens - routed * pairs
+    busiest = tp * busiest_pairs(model, tp, tokens) if ep else pairs
+    return dense + routed * busiest / gpu.timing.expert_compute_efficiency
 
 
 def _streamed(
-    model: ModelSpec, stages: tuple[Stage, ...], tp: int, tokens: NDArray[np.float64], ep: bool
+    model: ModelSpec, gpu: GpuSpec, stages: tuple[Stage, ...], tp: int, tokens: NDArray[np.float64], ep: bool
 ) -> NDArray[np.float64]:
-    """Parameters that the largest stage reads; with whole experts, ``tp`` times those of the GPU that reads most."""
-    if ep:
-        spared = model.experts - tp * busiest_experts(model, tp, tokens)
-    else:
-        spared = np.array([model.untouched_experts(n) for n in tokens.tolist()])
-    read = [stage.read_parameters - model.expert_parameters * stage.share * spared for stage in stages]
+    """Bytes that the largest stage reads, those of experts weighed by how slowly they are read.
+
+    With whole experts, the GPU that reads most counts ``tp`` times. Tokens choose experts together, so that a batch
+    touches as many as fewer tokens would that choose at random.
+    """
+    if model.experts == 1:
+        return np.full_like(tokens, max(stage.read_bytes for stage in stages))
+    choosing = np.where(tokens > 0, 1 + gpu.timing.expert_spread * (tokens - 1), 0)
+    touched = tp * busiest_experts(model, tp, choosing) if ep else busiest_experts(model, 1, choosing)
+    weight = model.expert_bytes / gpu.timing.expert_memory_efficiency
+    read = [
+        stage.read_bytes + stage.share * (weight * touched - model.expert_bytes * model.experts) for stage in stages
+    ]
     return np.asarray(np.max(read, axis=0))
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .catalog import GpuSpec, ModelSpec
+from .catalog import GpuSpec, ModelSpec, Scale
 from .kernels.tables import PowerCoefficients
 from .performance import kv_capacity_tokens
 
-LADDER_STEPS = 24
+LADDER_STEPS = 81
 
 
-def power_coefficients(model: ModelSpec, gpu: GpuSpec, tp: int, pp: int = 1) -> PowerCoefficients:
+def power_coefficients(
+    model: ModelSpec, gpu: GpuSpec, tp: int, pp: int = 1, scale: Scale | None = None
+) -> PowerCoefficients:
     """Power coefficients of the GPUs that hold one instance of a model.
 
     Args:
@@ -20,6 +22,7 @@ def power_coefficients(model: ModelSpec, gpu: GpuSpec, tp: int, pp: int = 1) -> 
         gpu: The GPU.
         tp: GPUs that share every layer.
         pp: Pipeline stages, each of ``tp`` GPUs.
+        scale: Factors fitted for just this; none by default.
 
     Returns:
         Watts of all GPUs together, the clock ladder, limits, heat and meter.
@@ -29,15 +32,18 @@ def power_coefficients(model: ModelSpec, gpu: GpuSpec, tp: int, pp: int = 1) -> 
     """
     kv_capacity_tokens(model, gpu, tp, pp=pp)
     gpus = tp * pp
-    ratio, scale = clock_ladder(gpu)
+    weights = model.weight_bytes / gpus / gpu.memory_bytes
+    above_idle = gpus * (scale.power if scale else 1.0)
+    ratio, dynamic = clock_ladder(gpu)
     return PowerCoefficients(
         off_w=gpu.power.off_w * gpus,
-        idle_w=gpu.power.idle_w * gpus,
-        active_w=gpu.power.active_w * gpus,
-        compute_w=gpu.power.compute_w * gpus,
-        memory_w=gpu.power.memory_w * gpus,
+        idle_w=(gpu.power.idle_w + gpu.power.resident_w * weights) * gpus,
+        active_w=gpu.power.active_w * above_idle,
+        compute_w=gpu.power.compute_w * above_idle,
+        memory_w=gpu.power.memory_w * above_idle,
+        link_w=gpu.power.link_w * above_idle,
         clock_ratio=ratio,
-        scale=scale,
+        scale=dynamic,
         cap_min_w=gpu.cap_min_w * gpus,
         cap_max_w=gpu.cap_max_w * gpus,
         meter_window_s=gpu.meter.window_s,
@@ -45,6 +51,8 @@ def power_coefficients(model: ModelSpec, gpu: GpuSpec, tp: int, pp: int = 1) -> 
         thermal_tau_s=np.array(gpu.thermal.tau_s),
         throttle_c=gpu.thermal.throttle_c,
         resume_c=gpu.thermal.resume_c,
+        cap_settles_s=gpu.transition.cap_s,
+        lock_settles_s=gpu.transition.lock_s,
         gpus=gpus,
     )
 

@@ -62,5 +62,4 @@ def kv_transfer_s(model: ModelSpec, gpu: GpuSpec, tp: int, pp: int = 1) -> float
 
 def _weights_s(model: ModelSpec, tp: int, pp: int, bytes_per_s: float) -> float:
     check_tp(model, tp)
-    most = max(stage.resident_parameters for stage in pipeline_stages(model, pp))
-    return most * model.dtype_bytes / tp / bytes_per_s
+    return max(stage.resident_bytes for stage in pipeline_stages(model, pp)) / tp / bytes_per_s

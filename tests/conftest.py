@@ -1,6 +1,7 @@
 """What several test modules share: tiny scenarios, traces to write, the published data."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from llmcluster.experiments import cli
 from llmcluster.tests.machine import ENGINES, Factory
 
 settings.register_profile("no-clock", deadline=None)  # how fast a shared machine is tells nothing
@@ -86,3 +88,22 @@ def azure_conv() -> Path:
     if not path.is_file():
         pytest.skip("the Azure 2023 traces are not under LLMCLUSTER_DATA")
     return path
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Any]:
+    """Runs the command line in an empty folder; gives exit code, standard output and standard error."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("COLUMNS", "500")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["llmcluster", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return (code, *capsys.readouterr())
+
+    return run

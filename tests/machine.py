@@ -37,16 +37,24 @@ PLENTY_W = 2_000.0
 
 @dataclass(frozen=True)
 class Machine:
-    """One deployment. An iteration over t tokens has ``compute_ps·t`` of compute and ``memory_ps + memory_each_ps·t``.
+    """One deployment. An iteration over t tokens of n sequences has ``compute_ps·t`` of compute, ``memory_ps +
+    memory_each_ps·t + state_ps·n`` of memory, ``link_ps`` of links, ``gap_ps`` of gaps, ``sample_ps·n`` of sampling and
+    ``step_ps + sequence_ps·n`` of the host.
 
-    At the top of the ladder it draws ``idle_w`` and, while an iteration runs, ``active_w`` more, ``compute_w`` more
-    while it computes and ``memory_w`` more while it reads; at lower steps, ``scale`` times active and compute power.
+    At the top of the ladder it draws ``idle_w`` and, while an iteration runs but for the host's part, ``active_w``
+    more, ``compute_w`` more while it computes, ``memory_w`` more while it reads or samples and ``link_w`` more
+    while links are busy; at lower steps, ``scale`` times active and compute power.
     """
 
-    fixed_ps: int
+    link_ps: int
     compute_ps: int
     memory_ps: int
     memory_each_ps: int = 0
+    step_ps: int = 0
+    sequence_ps: int = 0
+    gap_ps: int = 0
+    sample_ps: int = 0
+    state_ps: int = 0
     kv_read_ps: int = 0
     attention_ps: int = 0
     model: int = 0
@@ -66,6 +74,7 @@ class Machine:
     active_w: float = 100.0
     compute_w: float = 200.0
     memory_w: float = 50.0
+    link_w: float = 0.0
     clock: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     scale: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
     resistance: tuple[float, float] = (0.03, 0.02)
@@ -129,12 +138,12 @@ def tables(machines: Sequence[Machine]) -> Tables:
         if hasattr(machines[0], name):
             records[name] = [getattr(m, name) for m in machines]
     records["block_shift"] = [m.block_size.bit_length() - 1 for m in machines]
-    for name in ("off", "idle", "memory"):
+    for name in ("off", "idle", "memory", "link"):
         records[f"{name}_cw"] = [round(getattr(m, f"{name}_w") * 100) for m in machines]
     tokens = np.arange(max(m.max_batched_tokens for m in machines) + 1)
-    cost = [(m.fixed_ps + 0 * tokens, m.compute_ps * tokens, m.memory_ps + m.memory_each_ps * tokens) for m in machines]
+    cost = [(m.link_ps + 0 * tokens, m.compute_ps * tokens, m.memory_ps + m.memory_each_ps * tokens) for m in machines]
     scale = [np.array(m.scale) for m in machines]
-    watt = [(m.idle_w + s * m.active_w, s * m.compute_w) for m, s in zip(machines, scale, strict=True)]
+    watt = [(s * m.active_w, s * m.compute_w) for m, s in zip(machines, scale, strict=True)]
     return Tables(
         deployments=records,
         cost=np.array(cost, np.int64),

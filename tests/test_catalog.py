@@ -48,7 +48,7 @@ def test_only_measured_gpus_count_as_calibrated():
     assert {name for name, gpu in CATALOG.gpus.items() if gpu.calibrated} == {"A100-80GB", "H100-80GB", "B200"}
 
 
-@pytest.mark.parametrize("name", list(CATALOG.models))
+@pytest.mark.parametrize("name", ["Llama-3.1-8B", "Llama-3.1-70B", "Qwen3-8B", "Qwen3-32B", "Qwen3-30B-A3B"])
 def test_parameters_follow_from_the_dimensions(name):
     model = CATALOG.model(name)
     qwen = name.startswith("Qwen3")
@@ -85,6 +85,15 @@ def test_one_byte_weights_use_fp8_where_there_is_any():
     h100, a100 = CATALOG.gpu("H100-80GB"), CATALOG.gpu("A100-80GB")
     assert h100.flop_per_s(1) == pytest.approx(2 * h100.flop_per_s(2), rel=1e-3)
     assert a100.flop_per_s(1) == a100.flop_per_s(2) == 312e12
+
+
+def test_operations_of_mixed_precision_take_the_time_of_each():
+    """A quarter in FP8 takes 1/4 of half the time: 1 / (3/4 + 1/8) = 8/7 of the bfloat16 peak."""
+    h100, a100 = CATALOG.gpu("H100-80GB"), CATALOG.gpu("A100-80GB")
+    assert h100.mixed_flop_per_s(0.25) == pytest.approx(8 / 7 * h100.bf16_flop_per_s, rel=1e-3)
+    assert h100.mixed_flop_per_s(0) == h100.bf16_flop_per_s
+    assert h100.mixed_flop_per_s(1) == pytest.approx(h100.flop_per_s(1))
+    assert a100.mixed_flop_per_s(0.25) == pytest.approx(312e12)
 
 
 def test_a_file_adds_and_replaces_without_touching_the_original(tmp_path):
@@ -126,6 +135,10 @@ def test_a_host_table_is_the_default_of_the_files_gpus(tmp_path):
         ('[gpus."X"]\nlike = "H200"\ncap_max_w = -3', r"gpus\.X\.cap_max_w"),
         ('[gpus."X"]\nlike = "H200"\ncap_min_w = 800', "cap_min_w and clock_min_mhz must lie below"),
         ('[gpus."X"]\nlike = "H200"\nclock.ratio = [0.5, 1.0]', "ascend strictly to 1"),
+        (
+            '[gpus."X"]\nlike = "H200"\nclock.ratio = [0.5, 1.0]\nclock.scale = [0.6, 1.0]',
+            "at least as fast as ratio",
+        ),
         ('[models."X"]\nlike = "Qwen3-8B"\nactive_parameters = 9_000_000_000', "more parameters or experts"),
         ('[models."X"]\nlike = "Qwen3-8B"\nkv_heads = 7', "the parts exceed the whole"),
     ],

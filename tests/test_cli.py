@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from llmcluster.experiments import cli
 from llmcluster.simulator.workload.table import RequestTable
 
 Rows = list[tuple[float, int, int]]
@@ -37,25 +36,6 @@ model = "Llama-3.1-8B"
 requests = {{ kind = "azure-2023-conv" }}
 arrivals = {{ kind = "azure-2023-conv", rate_per_s = 1.0 }}
 """
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Any]:
-    """Runs the command line in an empty folder; gives exit code, standard output and standard error."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setenv("COLUMNS", "500")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["llmcluster", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return (code, *capsys.readouterr())
-
-    return run
 
 
 def left_behind() -> list[str]:

@@ -154,7 +154,9 @@ def test_wheel_holds_the_package_and_no_tests(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("llmcluster-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     inside = {n for n in names if ".dist-info/" not in n}
-    tomls = {f.relative_to(ROOT) for part in ("simulator", "envs") for f in (ROOT / part).rglob("*.toml")}
+    tomls = {
+        f.relative_to(ROOT) for part in ("simulator", "envs", "experiments") for f in (ROOT / part).rglob("*.toml")
+    }
     expected = {f"llmcluster/{f.as_posix()}" for f in [*sources(), *tomls, Path("py.typed")]}
     assert inside == expected
     assert not any("test" in Path(n).parts[1] for n in inside)

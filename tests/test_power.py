@@ -29,17 +29,18 @@ ALL = list(coefficients())
 fractions = st.floats(0, 1)
 
 
-def power_w(c, step, compute, memory):
-    return c.idle_w + c.scale[step] * (c.active_w + c.compute_w * compute) + c.memory_w * memory
+def power_w(c, step, compute, memory, working=1.0):
+    return c.idle_w + c.scale[step] * (c.active_w * working + c.compute_w * compute) + c.memory_w * memory
 
 
-def iteration_power_w(model, gpu, tp, tokens, kv=0, pairs=0):
+def iteration_power_w(model, gpu, tp, tokens, kv=0, pairs=0, sequences=None):
     model, gpu = CATALOG.model(model), CATALOG.gpu(gpu)
     cost, power = iteration_cost(model, gpu, tp), power_coefficients(model, gpu, tp)
     compute = int(cost.compute_ps[tokens]) + cost.attention_ps * pairs
     memory = int(cost.memory_ps[tokens]) + cost.kv_read_ps * kv
-    total = int(cost.fixed_ps[tokens]) + max(compute, memory)
-    return power_w(power, -1, compute / total, memory / total) / tp
+    host = cost.step_ps + cost.sequence_ps * (tokens if sequences is None else sequences)
+    total = host + int(cost.link_ps[tokens]) + max(compute, memory)
+    return power_w(power, -1, compute / total, memory / total, 1 - host / total) / tp
 
 
 @given(st.sampled_from(ALL), st.integers(0, LADDER_STEPS - 1), st.integers(0, LADDER_STEPS - 1), fractions, fractions)
@@ -95,7 +96,7 @@ def test_decode_power_holds_to_measurements(model, gpu, tp, batch, context, meas
 
 @pytest.mark.parametrize("gpu", ["A100-80GB", "H100-80GB"])
 def test_a_long_prefill_reaches_the_tdp(gpu):
-    watts = iteration_power_w("Llama-3.1-8B", gpu, 1, 8192, pairs=8192**2 // 2)
+    watts = iteration_power_w("Llama-3.1-8B", gpu, 1, 8192, pairs=8192**2 // 2, sequences=1)
     assert 1.0 <= watts / CATALOG.gpu(gpu).cap_max_w <= 1.3
 
 

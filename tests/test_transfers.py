@@ -17,7 +17,8 @@ from llmcluster.simulator.transfers import kv_transfer_s, load_time_s, wake_time
 
 CATALOG = Catalog.builtin()
 A100, H100 = CATALOG.gpu("A100-80GB"), CATALOG.gpu("H100-80GB")
-MODELS, GPUS = st.sampled_from(list(CATALOG.models.values())), st.sampled_from(list(CATALOG.gpus.values()))
+EVEN = [model for model in CATALOG.models.values() if model.heads % 8 == 0]
+MODELS, GPUS = st.sampled_from(EVEN), st.sampled_from(list(CATALOG.gpus.values()))
 SIZES = st.sampled_from([1, 2, 4, 8])
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from .catalog import Catalog
-from .specs import GpuSpec, ModelSpec
+from .model_spec import ModelSpec
+from .scales import Scale
+from .specs import GpuSpec
 
-__all__ = ["Catalog", "GpuSpec", "ModelSpec"]
+__all__ = ["Catalog", "GpuSpec", "ModelSpec", "Scale"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
@@ -13,30 +13,38 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from ..errors import InputError
-from .specs import GpuSpec, ModelSpec
+from .model_spec import ModelSpec
+from .scales import Cut, Scale
+from .specs import GpuSpec
 
 Entry = TypeVar("Entry", GpuSpec, ModelSpec)
+Kind = TypeVar("Kind", GpuSpec, ModelSpec, Scale)
 
 _HERE = Path(__file__).parent
-_FILES = (_HERE / "gpus.toml", _HERE / "models.toml")
-_SECTIONS = ("host", "gpus", "models")
+_FILES = (_HERE / "gpus.toml", _HERE / "models.toml", _HERE / "scales.toml")
+_SECTIONS = ("host", "gpus", "models", "scales")
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """GPUs and models by canonical name; look-ups ignore case.
+    """GPUs and models by canonical name.
+
+    Look-ups ignore case and the organisation of a Hugging Face id (``Qwen/Qwen3-8B``), and know the entries' aliases.
 
     A TOML file has a ``[gpus."Name"]`` or ``[models."Name"]`` table for each entry, and may have a ``[host]`` table,
     the default of its GPUs' ``host``. ``like = "Other"`` in an entry takes over what it does not give itself; fitted
-    figures that it takes over count as not calibrated.
+    figures that it takes over count as not calibrated, unless the other is the known entry of the same name. Factors
+    for one model on one GPU are ``[[scales]]``.
 
     Attributes:
         gpus: GPUs by name.
         models: Models by name.
+        scales: Factors by what they were fitted for.
     """
 
     gpus: Mapping[str, GpuSpec]
     models: Mapping[str, ModelSpec]
+    scales: Mapping[Cut, Scale] = field(default_factory=dict)
 
     @classmethod
     def builtin(cls) -> Catalog:
@@ -74,6 +82,11 @@ class Catalog:
         """
         return _find(name, self.models, "model")
 
+    def scale(self, model: str, gpu: str, tp: int, pp: int = 1, ep: bool = False) -> Scale:
+        """The factors fitted for a model on a GPU; all 1 where none were."""
+        cut = Cut(model, gpu, tp, pp, ep)
+        return self.scales.get(cut) or Scale(**cut._asdict(), source="none: the figures of the GPU as they are")
+
     def with_file(self, path: str | Path) -> Catalog:
         """This catalogue and the entries of a TOML file; an entry of a known name replaces the known one.
 
@@ -93,14 +106,20 @@ class Catalog:
             gpus[name] = _build(GpuSpec, name, {"host": host} | entry, gpus, f"{path}: gpus.{name}")
         for name, entry in tables.get("models", {}).items():
             models[name] = _build(ModelSpec, name, entry, models, f"{path}: models.{name}")
-        return Catalog(MappingProxyType(gpus), MappingProxyType(models))
+        scales = dict(self.scales)
+        for number, entry in enumerate(tables.get("scales", [])):
+            scale = _validated(Scale, entry, f"{path}: scales[{number}]")
+            scales[scale.cut] = scale
+        return Catalog(MappingProxyType(gpus), MappingProxyType(models), MappingProxyType(scales))
 
 
 def _find(name: str, known: Mapping[str, Entry], where: str) -> Entry:
-    by_lower = {key.lower(): spec for key, spec in known.items()}
-    if (spec := by_lower.get(name.lower())) is not None:
+    by_lower = {alias.lower(): spec for spec in known.values() for alias in spec.aliases}
+    by_lower |= {key.lower(): spec for key, spec in known.items()}
+    plain = name.rpartition("/")[2].lower()
+    if (spec := by_lower.get(plain)) is not None:
         return spec
-    close = get_close_matches(name.lower(), by_lower, n=1)
+    close = get_close_matches(plain, by_lower, n=1)
     hint = f"Did you mean {by_lower[close[0]].name}? " if close else ""
     remedy = f"{hint}Known: {', '.join(known)}; add others with Catalog.with_file"
     raise InputError(where, f"unknown name {name!r}", remedy)
@@ -114,9 +133,13 @@ def _read(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(str(path), f"is not TOML ({error})", "Mend the line it names") from error
     for section, table in tables.items():
-        entries = [table] if section == "host" else table.values() if isinstance(table, dict) else [None]
-        if section not in _SECTIONS or not all(isinstance(entry, dict) for entry in entries):
-            remedy = 'Write entries as [gpus."Name"] or [models."Name"], and defaults of servers as [host]'
+        if section == "scales":
+            holds = isinstance(table, list) and all(isinstance(entry, dict) for entry in table)
+        else:
+            entries = [table] if section == "host" else table.values() if isinstance(table, dict) else [None]
+            holds = section in _SECTIONS and all(isinstance(entry, dict) for entry in entries)
+        if not holds:
+            remedy = 'Write entries as [gpus."Name"], [models."Name"] or [[scales]], and defaults of servers as [host]'
             raise InputError(f"{path}: {section}", "is not a table of the catalogue", remedy)
     return tables
 
@@ -125,9 +148,14 @@ def _build(kind: type[Entry], name: str, entry: dict[str, Any], known: Mapping[s
     other = entry.get("like")
     given = {key: value for key, value in entry.items() if key != "like"}
     if other is not None:
-        given = _merge(_inherited(_find(str(other), known, f"{where}.like").model_dump(), str(other)), given)
+        base = _find(str(other), known, f"{where}.like").model_dump()
+        given = _merge(base if other == name else _inherited(base, str(other)), given)
+    return _validated(kind, given | {"name": name}, where)
+
+
+def _validated(kind: type[Kind], entry: dict[str, Any], where: str) -> Kind:
     try:
-        return kind.model_validate(given | {"name": name})
+        return kind.model_validate(entry)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -136,12 +164,13 @@ def _build(kind: type[Entry], name: str, entry: dict[str, Any], known: Mapping[s
 
 
 def _inherited(base: dict[str, Any], name: str) -> dict[str, Any]:
-    """Marks the fitted tables of another entry as not measured on this one."""
+    """Marks the fitted tables of another entry as not measured on this one; its aliases stay its own."""
     return {
         key: value | {"calibrated": False, "source": f"as {name}: {value['source']}"}
         if isinstance(value, dict) and value.get("calibrated")
         else value
         for key, value in base.items()
+        if key != "aliases"
     }
 
 

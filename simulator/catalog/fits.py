@@ -35,21 +35,40 @@ class TimingFit(Fitted):
 
     Attributes:
         compute_efficiency: Share of the dense peak FLOP/s that large matrix products reach.
+        fp8_efficiency: Products in FP8 reach this share of it.
+        expert_compute_efficiency: Products of routed experts reach this share of it: each has few of the tokens.
         attention_efficiency: Share of the dense peak FLOP/s that prefill attention reaches.
-        memory_efficiency: Share of the peak memory bandwidth that weight and KV reads reach.
+        memory_efficiency: Share of the peak memory bandwidth that weight reads reach.
+        expert_memory_efficiency: Weight reads of routed experts reach this share of it.
+        kv_efficiency: Share of the peak memory bandwidth that KV and state reads reach.
+        expert_spread: Share of the tokens of a batch that choose their experts on their own; the others follow them,
+            so that a batch touches fewer experts than if all chose at random.
         overlap_loss: Share of the smaller of compute and weight streaming that the larger one does not hide.
-        step_s: Host and launch time of an iteration that its kernels do not hide, seconds.
-        sequence_s: Scheduling and sampling of one sequence, seconds.
+        step_s: Host work of an iteration during which the GPUs wait, seconds.
+        sequence_s: More of it for each sequence, seconds.
+        layer_s: What starting the kernels of a layer adds, seconds.
+        expert_layer_s: What routing adds to a layer with experts, seconds.
+        sampling_s: Choosing the next token of one sequence on the GPU, seconds.
+        scan_s: Mamba scan of one token in one layer at the highest clock, seconds.
         link_efficiency: Share of the link bandwidth that an all-reduce reaches.
         message_s: Latency of one all-reduce, seconds.
     """
 
     compute_efficiency: Fraction
+    fp8_efficiency: Fraction
+    expert_compute_efficiency: Fraction
     attention_efficiency: Fraction
     memory_efficiency: Fraction
+    expert_memory_efficiency: Fraction
+    kv_efficiency: Fraction
+    expert_spread: Fraction
     overlap_loss: Annotated[float, Field(ge=0, le=1)]
     step_s: NonNegative
     sequence_s: NonNegative
+    layer_s: NonNegative
+    expert_layer_s: NonNegative
+    sampling_s: NonNegative
+    scan_s: NonNegative
     link_efficiency: Fraction
     message_s: NonNegative
 
@@ -59,17 +78,21 @@ class PowerFit(Fitted):
 
     Attributes:
         off_w: No weights resident, watts.
-        idle_w: Weights resident, no work, watts.
-        active_w: Added while kernels run, at the highest clock, watts.
+        idle_w: A process waits for work, watts.
+        resident_w: Added in proportion to the share of the memory that weights take, watts.
+        active_w: Added while GPUs work rather than wait for the host, at the highest clock, watts.
         compute_w: Added at full compute utilisation, at the highest clock, watts.
         memory_w: Added at full memory utilisation, at any clock, watts.
+        link_w: Added while GPUs communicate, at any clock, watts.
     """
 
     off_w: NonNegative
     idle_w: NonNegative
+    resident_w: NonNegative = 0.0
     active_w: NonNegative
     compute_w: NonNegative
     memory_w: NonNegative
+    link_w: NonNegative = 0.0
 
 
 class ClockFit(Fitted):
@@ -77,7 +100,7 @@ class ClockFit(Fitted):
 
     Attributes:
         ratio: Clocks relative to the highest, ascending to 1.
-        scale: Dynamic power at each of them relative to the highest, ascending to 1.
+        scale: Dynamic power at each of them relative to the highest, ascending to 1 at least as fast.
     """
 
     ratio: tuple[Fraction, ...]
@@ -88,7 +111,24 @@ class ClockFit(Fitted):
         for values in (self.ratio, self.scale):
             if len(values) != len(self.ratio) or list(values) != sorted(set(values)) or values[-1] != 1:
                 raise ValueError("ratio and scale must have equal lengths and ascend strictly to 1")
+        per_clock = [scale / ratio for ratio, scale in zip(self.ratio, self.scale, strict=True)]
+        if per_clock != sorted(per_clock):
+            raise ValueError("scale must grow at least as fast as ratio: voltage does not fall as the clock rises")
         return self
+
+
+class TransitionFit(Fitted):
+    """How long it takes until what control has set holds; the GPU goes on as before until then.
+
+    Attributes:
+        cap_s: Of a power limit, seconds.
+        lock_s: Of a clock lock, seconds.
+    """
+
+    calibrated: bool = False
+    source: str = "none given: at once"
+    cap_s: NonNegative = 0.0
+    lock_s: NonNegative = 0.0
 
 
 class ThermalFit(Fitted):
@@ -130,6 +170,9 @@ class HostFit(Fitted):
         network_latency_s: Part of handing over a KV cache that does not depend on its length, seconds.
         runtime_bytes: Memory of one GPU taken by the CUDA context, activations and graphs, bytes.
         min_kv_tokens: KV cache below which a deployment counts as not fitting, tokens.
+        idle_w: The CPU packages without work, watts; see ``host_power_w``.
+        active_w: Added while an instance has work, watts.
+        request_w: Added for each running request, watts.
     """
 
     storage_bytes_per_s: Positive
@@ -141,3 +184,6 @@ class HostFit(Fitted):
     network_latency_s: NonNegative
     runtime_bytes: NonNegative
     min_kv_tokens: Count
+    idle_w: NonNegative
+    active_w: NonNegative
+    request_w: NonNegative

@@ -1,12 +1,12 @@
-"""What the catalogue knows of a GPU and of a model: data-sheet figures, and the fitted ones of ``fits``."""
+"""What the catalogue knows of a GPU: data-sheet figures, and the fitted ones of ``fits``."""
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from .fits import ClockFit, Count, HostFit, MeterFit, Positive, PowerFit, Spec, ThermalFit, TimingFit
+from .fits import ClockFit, Count, HostFit, MeterFit, Positive, PowerFit, Spec, ThermalFit, TimingFit, TransitionFit
 
 
 class GpuSpec(Spec):
@@ -15,6 +15,7 @@ class GpuSpec(Spec):
     Attributes:
         name: Canonical name.
         source: Where the data-sheet figures come from.
+        aliases: Other names that it is found by.
         memory_bytes: Device memory that the driver reports.
         memory_bytes_per_s: Peak memory bandwidth.
         bf16_flop_per_s: Dense peak in bfloat16 (float16 where the chip has no bfloat16).
@@ -30,12 +31,14 @@ class GpuSpec(Spec):
         timing: Fitted iteration times.
         power: Fitted power.
         clock: Fitted power over clock.
+        transition: Fitted times until caps and clock locks hold; none by default.
         thermal: Fitted heat.
         meter: Fitted power meter.
     """
 
     name: str
     source: str
+    aliases: tuple[str, ...] = ()
     memory_bytes: Count
     memory_bytes_per_s: Positive
     bf16_flop_per_s: Positive
@@ -51,6 +54,7 @@ class GpuSpec(Spec):
     timing: TimingFit
     power: PowerFit
     clock: ClockFit
+    transition: TransitionFit = TransitionFit()
     thermal: ThermalFit
     meter: MeterFit
 
@@ -65,93 +69,16 @@ class GpuSpec(Spec):
         """Whether both timing and power were fitted to measurements of this GPU."""
         return self.timing.calibrated and self.power.calibrated
 
-    def flop_per_s(self, dtype_bytes: int) -> float:
+    def flop_per_s(self, dtype_bytes: float) -> float:
         """Dense peak for weights of so many bytes; without FP8 units one-byte weights are computed in bfloat16."""
         return self.fp8_flop_per_s if dtype_bytes == 1 and self.fp8_flop_per_s else self.bf16_flop_per_s
 
+    def mixed_flop_per_s(self, fp8_share: float, fp8_efficiency: float = 1.0) -> float:
+        """Dense peak over operations of which such a share is in FP8 and the rest in bfloat16, see ``ModelSpec``.
 
-class ModelSpec(Spec):
-    """One decoder-only transformer with grouped-query attention and gated MLPs.
-
-    Attributes:
-        name: Canonical name.
-        source: Where the dimensions come from.
-        parameters: All of them.
-        active_parameters: Those that one token passes through; equal to ``parameters`` for a dense model.
-        layers: Transformer blocks.
-        hidden: Width of the residual stream.
-        intermediate: Width of an MLP, of one expert in a mixture.
-        heads: Query heads.
-        kv_heads: Key and value heads.
-        head_dim: Width of a head.
-        experts: Experts of a layer; 1 for a dense model.
-        experts_per_token: Experts that a token is routed to.
-        vocab: Size of the vocabulary.
-        tied_embeddings: Whether the output head shares the input embedding.
-        dtype_bytes: Bytes of a weight.
-        kv_dtype_bytes: Bytes of a cached key or value element.
-        max_model_len: Longest context, tokens.
-    """
-
-    name: str
-    source: str
-    parameters: Count
-    active_parameters: Count
-    layers: Count
-    hidden: Count
-    intermediate: Count
-    heads: Count
-    kv_heads: Count
-    head_dim: Count
-    experts: Count = 1
-    experts_per_token: Count = 1
-    vocab: Count
-    tied_embeddings: bool = False
-    dtype_bytes: Annotated[int, Field(ge=1, le=4)] = 2
-    kv_dtype_bytes: Annotated[int, Field(ge=1, le=4)] = 2
-    max_model_len: Count
-
-    @model_validator(mode="after")
-    def _is_consistent(self) -> Self:
-        if self.active_parameters > self.parameters or self.experts_per_token > self.experts:
-            raise ValueError("a token cannot pass through more parameters or experts than there are")
-        if self.streamed_parameters(1) <= 0 or self.heads % self.kv_heads:
-            raise ValueError("the parts exceed the whole: check parameters, experts, vocab, heads and kv_heads")
-        return self
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights."""
-        return self.parameters * self.dtype_bytes
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of one token's keys and values over all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.kv_dtype_bytes
-
-    @property
-    def lookup_parameters(self) -> int:
-        """Parameters of the input embedding, which is looked up and never multiplied."""
-        return 0 if self.tied_embeddings else self.vocab * self.hidden
-
-    @property
-    def head_parameters(self) -> int:
-        """Parameters of the output head."""
-        return self.vocab * self.hidden
-
-    @property
-    def expert_parameters(self) -> int:
-        """Parameters of one expert in all layers; of the MLPs for a dense model."""
-        return 3 * self.hidden * self.intermediate * self.layers
-
-    def untouched_experts(self, tokens: float) -> float:
-        """Expected experts of a layer that none of so many tokens is routed to.
-
-        With uniform routing ``tokens`` tokens touch E·(1 − (1 − k/E)^tokens) distinct experts of E.
+        Those in FP8 reach ``fp8_efficiency`` of what the others do, where the GPU has units for them.
         """
-        return 0.0 if self.experts == 1 else self.experts * (1 - self.experts_per_token / self.experts) ** tokens
-
-    def streamed_parameters(self, tokens: float) -> float:
-        """Expected parameters read from memory by an iteration over so many tokens."""
-        dense = self.parameters - self.lookup_parameters
-        return dense - self.expert_parameters * self.untouched_experts(tokens)
+        if not fp8_share:
+            return self.flop_per_s(2)
+        fp8_flop_per_s = self.flop_per_s(1) * (fp8_efficiency if self.fp8_flop_per_s else 1.0)
+        return 1 / (fp8_share / fp8_flop_per_s + (1 - fp8_share) / self.flop_per_s(2))

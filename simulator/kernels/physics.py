@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from .compile import part
 from .state import (
+    ACTIVE,
     BIN_PS,
     BINS,
     CLOCK,
+    COMPUTING,
     DECAY,
     DRAINING,
     FAILED,
@@ -20,7 +22,6 @@ from .state import (
     Engine,
 )
 
-RUNNING_CW, COMPUTE_CW = 0, 1
 COARSE = 10  # The governor judges by times cut to 2^10 ps: at clocks that it rejects, energies could exceed 64 bits.
 
 
@@ -39,15 +40,35 @@ def rest_cw(engine: Engine, r: int) -> int:
 
 
 @part
-def energy_of(engine: Engine, d: int, step: int, total: int, compute: int, memory: int) -> int:
-    """Energy of iterations with these summed times (ps, compute at the clock of ``step``), in units of 1e-14 J."""
-    busy = engine.watt[d, RUNNING_CW, step] * total + engine.watt[d, COMPUTE_CW, step] * compute
-    return busy + engine.deployments[d].memory_cw * memory
+def host_ps(engine: Engine, d: int, sequences: int) -> int:
+    """Time of an iteration in which the GPUs wait for the host."""
+    dep = engine.deployments[d]
+    return dep.step_ps + dep.sequence_ps * sequences
 
 
 @part
-def govern(engine: Engine, r: int, fixed: int, compute: int, memory: int) -> int:
-    """Highest ladder step at which an iteration of these times stays under the cap; also kept in ``slots.step``.
+def sample_ps(engine: Engine, d: int, sequences: int) -> int:
+    """Time of an iteration in which next tokens are chosen."""
+    return engine.deployments[d].sample_ps * sequences
+
+
+@part
+def fixed_ps(engine: Engine, d: int, sequences: int, link: int) -> int:
+    """Time of an iteration in which GPUs neither compute nor read for it."""
+    return host_ps(engine, d, sequences) + engine.deployments[d].gap_ps + sample_ps(engine, d, sequences) + link
+
+
+@part
+def energy_of(engine: Engine, d: int, step: int, total: int, host: int, link: int, compute: int, memory: int) -> int:
+    """Energy of iterations with these summed times (ps, compute at the clock of ``step``), in units of 1e-14 J."""
+    dep = engine.deployments[d]
+    clocked = engine.watt[d, ACTIVE, step] * (total - host) + engine.watt[d, COMPUTING, step] * compute
+    return dep.idle_cw * total + clocked + dep.memory_cw * memory + dep.link_cw * link
+
+
+@part
+def govern(engine: Engine, r: int, n: int, link: int, compute: int, memory: int) -> int:
+    """Highest ladder step at which an iteration over ``n`` requests stays under the cap; also kept in ``slots.step``.
 
     The rule holds from one change of the batch or bin edge to the next, whichever comes first. Power grows with the
     step, so the search may halve.
@@ -55,6 +76,9 @@ def govern(engine: Engine, r: int, fixed: int, compute: int, memory: int) -> int
     slot = engine.slots[r]
     d = slot.deployment
     cap_cw = int(slot.cap_w * UNITS_PER_W)
+    fixed = fixed_ps(engine, d, n, link)
+    read = (memory + sample_ps(engine, d, n)) >> COARSE
+    host, link = host_ps(engine, d, n) >> COARSE, link >> COARSE
     top = slot.clock_limit
     if slot.throttled:
         top = min(top, engine.ladder.shape[2] // 4)
@@ -65,7 +89,7 @@ def govern(engine: Engine, r: int, fixed: int, compute: int, memory: int) -> int
         i = high if first else (low + high + 1) >> 1
         busy = round(compute / engine.ladder[d, CLOCK, i])
         total = (fixed + max(busy, memory)) >> COARSE
-        if energy_of(engine, d, i, total, busy >> COARSE, memory >> COARSE) <= cap_cw * total:
+        if energy_of(engine, d, i, total, host, link, busy >> COARSE, read) <= cap_cw * total:
             low = i
         elif first:
             high = max(high - 1, 0)

@@ -10,7 +10,7 @@ import math
 
 from .compile import kernel, part
 from .leave import hand_over, leave, make_room
-from .physics import book_flight, energy_of, govern, rest, spend
+from .physics import book_flight, energy_of, fixed_ps, govern, host_ps, rest, sample_ps, spend
 from .prefix import blocks, give_back, take_blocks
 from .queues import sift_up
 from .scheduler import blocks_for, forget_decode, schedule
@@ -23,8 +23,8 @@ from .state import (
     COMPUTE,
     DRAINING,
     FINISHED,
-    FIXED,
     FOREVER,
+    LINK,
     MEMORY,
     PREFILL,
     SERVING,
@@ -158,10 +158,11 @@ def decode(engine: Engine, r: int, limit: int, launch_until: int, most: int, tak
     slot = engine.slots[r]
     d, n, now, cached = slot.deployment, slot.decodes, slot.now_ps, slot.context
     dep = engine.deployments[d]
-    fixed, weights, kv = engine.cost[d, FIXED, n], engine.cost[d, MEMORY, n], dep.kv_read_ps
+    host, link, sample = host_ps(engine, d, n), engine.cost[d, LINK, n], sample_ps(engine, d, n)
+    fixed, weights, kv = fixed_ps(engine, d, n, link), engine.cost[d, MEMORY, n] + dep.state_ps * n, dep.kv_read_ps
     if slot.governed == 0:
         compute = engine.cost[d, COMPUTE, n] + dep.attention_ps * (cached + n)
-        govern(engine, r, fixed, compute, weights + kv * (cached + n))
+        govern(engine, r, n, link, compute, weights + kv * (cached + n))
     step = slot.step
     ratio = engine.ladder[d, CLOCK, step]
     matrix = round(engine.cost[d, COMPUTE, n] / ratio)
@@ -181,11 +182,8 @@ def decode(engine: Engine, r: int, limit: int, launch_until: int, most: int, tak
     if within > 0:
         read = within * cached + n * (within * (within + 1) // 2)
         total = leap_time(within, fixed + base, slope, cached, n)
-        spend(
-            engine,
-            r,
-            energy_of(engine, d, step, total, within * matrix + attention * read, within * weights + kv * read),
-        )
+        compute, memory = within * matrix + attention * read, within * (weights + sample) + kv * read
+        spend(engine, r, energy_of(engine, d, step, total, within * host, within * link, compute, memory))
         take_blocks(engine, r, blocks_for(engine, r, within, dep.block_shift) - taken)
         slot.now_ps = now + total
         slot.iteration += within
@@ -199,7 +197,8 @@ def decode(engine: Engine, r: int, limit: int, launch_until: int, most: int, tak
     read = slot.context + n
     total = fixed + base + slope * read
     take_blocks(engine, r, blocks_for(engine, r, 1, dep.block_shift) - taken)
-    take_off(engine, r, total, 0, energy_of(engine, d, step, total, matrix + attention * read, weights + kv * read))
+    compute, memory = matrix + attention * read, weights + sample + kv * read
+    take_off(engine, r, total, 0, energy_of(engine, d, step, total, host, link, compute, memory))
 
 
 @part
@@ -210,13 +209,15 @@ def launch_mixed(engine: Engine, r: int, prefill: int, read: int, pairs: int) ->
     dep = engine.deployments[d]
     tokens = prefill + slot.decodes
     decoded = slot.context + slot.decodes
-    fixed = engine.cost[d, FIXED, tokens]
+    sequences = slot.decodes + slot.joiners + (slot.partial >= 0)
+    host, link = host_ps(engine, d, sequences), engine.cost[d, LINK, tokens]
+    fixed, sample = fixed_ps(engine, d, sequences, link), sample_ps(engine, d, sequences)
     compute = engine.cost[d, COMPUTE, tokens] + dep.attention_ps * (pairs + decoded)
-    memory = engine.cost[d, MEMORY, tokens] + dep.kv_read_ps * (read + decoded)
-    step = govern(engine, r, fixed, compute, memory)
+    memory = engine.cost[d, MEMORY, tokens] + dep.state_ps * sequences + dep.kv_read_ps * (read + decoded)
+    step = govern(engine, r, sequences, link, compute, memory)
     compute = round(compute / engine.ladder[d, CLOCK, step])
     total = fixed + max(compute, memory)
-    take_off(engine, r, total, prefill, energy_of(engine, d, step, total, compute, memory))
+    take_off(engine, r, total, prefill, energy_of(engine, d, step, total, host, link, compute, memory + sample))
 
 
 @part
@@ -234,7 +235,9 @@ def next_leave_bound(engine: Engine, r: int) -> int:
     k = engine.heap_key[r, 0] - slot.iteration - 1
     if ((k >> engine.deployments[d].block_shift) + 1) * n > slot.free_blocks:
         return flight  # A preemption would leave a smaller batch, whose iterations are shorter.
-    shortest = engine.cost[d, FIXED, n] + engine.cost[d, MEMORY, n] + engine.deployments[d].kv_read_ps * slot.context
+    dep = engine.deployments[d]
+    memory = engine.cost[d, MEMORY, n] + dep.state_ps * n + dep.kv_read_ps * slot.context
+    shortest = fixed_ps(engine, d, n, engine.cost[d, LINK, n]) + memory
     edge = (flight // BIN_PS + 1) * BIN_PS
     return max(flight, min(edge, flight + k * shortest))
 

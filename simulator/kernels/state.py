@@ -85,7 +85,8 @@ FAILURE_POLICIES = ("fail", "retry", "restart")
 CURSORS = 22
 
 # Planes of Engine.cost, Engine.ladder, Engine.watt and Engine.thermal.
-FIXED, COMPUTE, MEMORY = 0, 1, 2
+LINK, COMPUTE, MEMORY = 0, 1, 2
+ACTIVE, COMPUTING = 0, 1
 CLOCK, SCALE = 0, 1
 RESISTANCE, DECAY = 0, 1
 
@@ -99,8 +100,9 @@ def _record(whole: str, real: str = "", short: str = "") -> np.dtype[np.void]:
 # `*_cw`: centiwatts. `block_shift`: binary logarithm of the tokens per KV block. `max_tokens`: of a request, prompt
 # and output. `watermark`: blocks that admission leaves free. `by_priority`: the scheduling policy.
 DEPLOYMENT = _record(
-    "kv_read_ps attention_ps gpus averaging kv_blocks watermark max_tokens max_num_seqs max_batched_tokens "
-    "block_shift model by_priority idle_cw off_cw memory_cw transfer_ps transfer_latency_ps",
+    "step_ps sequence_ps gap_ps sample_ps kv_read_ps state_ps attention_ps gpus averaging kv_blocks watermark "
+    "max_tokens max_num_seqs max_batched_tokens block_shift model by_priority idle_cw off_cw memory_cw link_cw "
+    "transfer_ps transfer_latency_ps",
     "throttle_c resume_c",
 )
 
@@ -147,9 +149,9 @@ class Engine(NamedTuple):
 
     cursor: I64  # (CURSORS,)
     deployments: Records  # (D,) DEPLOYMENT
-    cost: I64  # (D, 3, T + 1): fixed, compute and memory time of an iteration over t tokens
+    cost: I64  # (D, 3, T + 1): link, compute and memory time of an iteration over t tokens
     ladder: F64  # (D, 2, K): clock ratio and dynamic power scale
-    watt: I64  # (D, 2, K): centiwatts while an iteration runs, and more at full compute utilisation
+    watt: I64  # (D, 2, K): centiwatts while GPUs work, and more at full compute utilisation
     thermal: F64  # (D, 2, 2): resistance in K/W and decay per second of each pole
     slots: Records  # (R,) SLOT
     heap_key: I64  # (R, M): finishing iteration of each decoding request

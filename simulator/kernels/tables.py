@@ -14,38 +14,51 @@ from numpy.typing import NDArray
 class IterationCost(NamedTuple):
     """Roofline of one engine iteration of one slot, in integer picoseconds.
 
-    An iteration over ``t`` batched tokens (decodes and prefill chunk together) that reads ``kv`` cached tokens
-    and attends ``qk`` query-key pairs takes, at relative clock ``f``,
+    An iteration over ``t`` batched tokens (decodes and prefill chunks together) of ``n`` sequences that reads ``kv``
+    cached tokens and attends ``qk`` query-key pairs takes, at relative clock ``f``,
 
-    ``fixed_ps[t] + max((compute_ps[t] + attention_ps·qk) / f, memory_ps[t] + kv_read_ps·kv)``.
+    ``step_ps + sequence_ps·n + gap_ps + sample_ps·n + link_ps[t] + max((compute_ps[t] + attention_ps·qk) / f,
+    memory_ps[t] + kv_read_ps·kv + state_ps·n)``.
 
     Attributes:
-        fixed_ps: int64 (T + 1,): launch overhead and communication, by batched tokens.
+        step_ps: Host work between iterations, during which the GPUs wait.
+        sequence_ps: More of it for each sequence.
+        gap_ps: Kernels that start, and what else takes time on the GPUs whatever the batch.
+        sample_ps: Choosing the next token of one sequence, on the GPUs.
+        link_ps: int64 (T + 1,): communication among the GPUs, by batched tokens.
         compute_ps: int64 (T + 1,): matrix work at the highest clock, by batched tokens.
         memory_ps: int64 (T + 1,): weight traffic, by batched tokens (a mixture of experts reads more with more).
         kv_read_ps: Reading one cached token's keys and values.
+        state_ps: Reading and writing what one sequence keeps whatever its length.
         attention_ps: Attending one query token to one context token, at the highest clock.
     """
 
-    fixed_ps: NDArray[np.int64]
+    step_ps: int
+    sequence_ps: int
+    gap_ps: int
+    sample_ps: int
+    link_ps: NDArray[np.int64]
     compute_ps: NDArray[np.int64]
     memory_ps: NDArray[np.int64]
     kv_read_ps: int
+    state_ps: int
     attention_ps: int
 
 
 class PowerCoefficients(NamedTuple):
     """Power of one slot (all its GPUs together), linear in busy fractions.
 
-    While an iteration runs at ladder step ``i``, with ``u_c`` and ``u_m`` the fractions of its time in which compute
-    and memory are busy, ``P = idle_w + scale[i]·(active_w + compute_w·u_c) + memory_w·u_m``; else ``P = idle_w``.
+    While an iteration runs at ladder step ``i``, with ``u_k``, ``u_c``, ``u_m`` and ``u_l`` the fractions of its time
+    in which the GPUs do not wait for the host, compute, memory and links are busy,
+    ``P = idle_w + scale[i]·(active_w·u_k + compute_w·u_c) + memory_w·u_m + link_w·u_l``; else ``P = idle_w``.
 
     Attributes:
         off_w: No weights resident (empty, sleeping).
         idle_w: Weights resident, no work.
-        active_w: Added while any kernel runs, at the highest clock.
+        active_w: Added while GPUs work, that is all the time but the host's, at the highest clock.
         compute_w: Added at full compute utilisation, at the highest clock.
-        memory_w: Added at full memory utilisation; does not scale with the core clock.
+        memory_w: Added at full memory utilisation, and while next tokens are chosen; does not scale with the clock.
+        link_w: Added while GPUs communicate; does not scale with the core clock.
         clock_ratio: float64 (K,): ladder of clocks relative to the highest, ascending, last one 1.0.
         scale: float64 (K,): dynamic power at each step relative to the highest, ascending, last one 1.0.
         cap_min_w: Lowest power limit that the driver accepts, times the number of GPUs.
@@ -55,6 +68,8 @@ class PowerCoefficients(NamedTuple):
         thermal_tau_s: float64 (2,): time constant of each pole.
         throttle_c: Die temperature at which the clock is forced down.
         resume_c: Die temperature at which it is released again.
+        cap_settles_s: Time until a power limit holds.
+        lock_settles_s: Time until a clock lock holds.
         gpus: Number of GPUs in the slot.
     """
 
@@ -63,6 +78,7 @@ class PowerCoefficients(NamedTuple):
     active_w: float
     compute_w: float
     memory_w: float
+    link_w: float
     clock_ratio: NDArray[np.float64]
     scale: NDArray[np.float64]
     cap_min_w: float
@@ -72,4 +88,6 @@ class PowerCoefficients(NamedTuple):
     thermal_tau_s: NDArray[np.float64]
     throttle_c: float
     resume_c: float
+    cap_settles_s: float
+    lock_settles_s: float
     gpus: int

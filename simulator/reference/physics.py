@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from ..kernels.state import CLOCK, COMPUTE, DECAY, FIXED, MEMORY, RESISTANCE, Engine
+from ..kernels.state import ACTIVE, CLOCK, COMPUTE, COMPUTING, DECAY, LINK, MEMORY, RESISTANCE, Engine
 from .control import Control
 from .scheduler import Plan
 
 COARSE = 10
 """The governor judges by times cut to 2^10 ps."""
-
-RUNNING, COMPUTING = 0, 1  # planes of Engine.watt
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +19,14 @@ class Work:
 
     Attributes:
         tokens: Batched tokens.
+        sequences: Requests that they belong to.
         pairs: Pairs of a query token and a token that it attends to.
         read: Cached tokens read.
         chunked: Whether a prompt is among it.
     """
 
     tokens: int
+    sequences: int
     pairs: int
     read: int
     chunked: bool
@@ -39,7 +40,25 @@ class Work:
         for request, chunk in plan.chunks:
             pairs += chunk * request.cached + chunk * (chunk + 1) // 2
             read += request.cached
-        return cls(tokens, pairs, read, bool(plan.chunks))
+        return cls(tokens, len(plan.decodes) + len(plan.chunks), pairs, read, bool(plan.chunks))
+
+
+class Times(NamedTuple):
+    """How long an iteration lasts, and its parts, in picoseconds.
+
+    Attributes:
+        length: All of it.
+        host: GPUs wait.
+        link: They communicate.
+        compute: They compute.
+        memory: They read, or choose next tokens.
+    """
+
+    length: int
+    host: int
+    link: int
+    compute: int
+    memory: int
 
 
 class Physics:
@@ -48,47 +67,53 @@ class Physics:
     def __init__(self, engine: Engine, deployment: int) -> None:
         cost, watt = engine.cost[deployment], engine.watt[deployment]
         record = engine.deployments[deployment]
-        self._fixed_ps, self._compute_ps, self._memory_ps = (cost[i].tolist() for i in (FIXED, COMPUTE, MEMORY))
+        self._link_ps, self._compute_ps, self._memory_ps = (cost[i].tolist() for i in (LINK, COMPUTE, MEMORY))
         self._attention_ps, self._kv_read_ps = int(record["attention_ps"]), int(record["kv_read_ps"])
-        self._running_cw, self._computing_cw = watt[RUNNING].tolist(), watt[COMPUTING].tolist()
-        self._memory_cw = int(record["memory_cw"])
+        self._step_ps, self._sequence_ps, self._state_ps = (
+            int(record[f"{name}_ps"]) for name in ("step", "sequence", "state")
+        )
+        self._gap_ps, self._sample_ps = int(record["gap_ps"]), int(record["sample_ps"])
+        self._active_cw, self._computing_cw = watt[ACTIVE].tolist(), watt[COMPUTING].tolist()
+        self._idle_cw, self._memory_cw, self._link_cw = (
+            int(record[f"{name}_cw"]) for name in ("idle", "memory", "link")
+        )
         self.clock: list[float] = engine.ladder[deployment, CLOCK].tolist()
 
     def highest_step(self, work: Work, top: int, cap_cw: int) -> int:
         """The highest clock, ``top`` at most, at which ``work`` keeps under a cap; the lowest if none does."""
         for step in range(top, 0, -1):
-            compute_ps = self._compute_at_once(work, step)
-            memory_ps, length_ps = self._lasts(work, compute_ps)
-            cut = [time_ps >> COARSE for time_ps in (length_ps, compute_ps, memory_ps)]
-            if self._energy(step, *cut) <= cap_cw * cut[0]:
+            times = self._times(work, self._compute_at_once(work, step))
+            cut = Times(*(time_ps >> COARSE for time_ps in times))
+            if self._energy(step, cut) <= cap_cw * cut.length:
                 return step
         return 0
 
     def run(self, work: Work, step: int) -> tuple[int, int]:
         """Length and energy of an iteration at a clock."""
         if work.chunked:
-            return self._run(work, step, self._compute_at_once(work, step))
-        # Rounded once per batch size and once per pair, so that a leap over many iterations can be exact.
-        clock = self.clock[step]
-        compute = round(self._compute_ps[work.tokens] / clock) + round(self._attention_ps / clock) * work.pairs
-        return self._run(work, step, compute)
+            compute_ps = self._compute_at_once(work, step)
+        else:
+            # Rounded once per batch size and once per pair, so that a leap over many iterations can be exact.
+            clock = self.clock[step]
+            compute_ps = round(self._compute_ps[work.tokens] / clock) + round(self._attention_ps / clock) * work.pairs
+        times = self._times(work, compute_ps)
+        return times.length, self._energy(step, times)
 
     def _compute_at_once(self, work: Work, step: int) -> int:
         at_top: int = self._compute_ps[work.tokens] + self._attention_ps * work.pairs
         return round(at_top / self.clock[step])
 
-    def _run(self, work: Work, step: int, compute_ps: int) -> tuple[int, int]:
-        memory_ps, length_ps = self._lasts(work, compute_ps)
-        return length_ps, self._energy(step, length_ps, compute_ps, memory_ps)
+    def _times(self, work: Work, compute_ps: int) -> Times:
+        host_ps = self._step_ps + self._sequence_ps * work.sequences
+        link_ps = self._link_ps[work.tokens]
+        memory_ps = self._memory_ps[work.tokens] + self._state_ps * work.sequences + self._kv_read_ps * work.read
+        sample_ps = self._sample_ps * work.sequences
+        fixed_ps = host_ps + self._gap_ps + sample_ps + link_ps
+        return Times(fixed_ps + max(compute_ps, memory_ps), host_ps, link_ps, compute_ps, memory_ps + sample_ps)
 
-    def _lasts(self, work: Work, compute_ps: int) -> tuple[int, int]:
-        """Time that memory is busy, and length of the iteration."""
-        memory_ps = self._memory_ps[work.tokens] + self._kv_read_ps * work.read
-        return memory_ps, self._fixed_ps[work.tokens] + max(compute_ps, memory_ps)
-
-    def _energy(self, step: int, length_ps: int, compute_ps: int, memory_ps: int) -> int:
-        running: int = self._running_cw[step] * length_ps + self._computing_cw[step] * compute_ps
-        return running + self._memory_cw * memory_ps
+    def _energy(self, step: int, times: Times) -> int:
+        clocked: int = self._active_cw[step] * (times.length - times.host) + self._computing_cw[step] * times.compute
+        return self._idle_cw * times.length + clocked + self._memory_cw * times.memory + self._link_cw * times.link
 
 
 @dataclass
