@@ -74,6 +74,7 @@ def test_a_step_adds_to_every_iteration_of_a_run_but_never_below_no_gap(tmp_path
     finish_ps = []
     for catalog in (CATALOG, catalog_with(tmp_path, ENTRY + f"step_s = {step_s}\n")):
         plan, requests = Blueprint.of(spec, catalog), RequestTable.from_columns([0], [100], [50])
+        assert plan.deployments[0].cost.gap_ps >= 0  # else time could run backwards, and the run never end
         world = Cluster(plan, requests, np.random.default_rng(0))
         assert world.drain()
         finish_ps.append(int(world.engine.requests["finish_ps"][0]))
