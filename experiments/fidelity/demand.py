@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...simulator.catalog import GpuSpec, ModelSpec
 from ...simulator.communication import ACTIVATION_BYTES
 from ...simulator.experts import busiest_pairs, normal_maximum
-from ...simulator.performance import FLOP_PER_PARAMETER, kv_bytes_per_gpu
+from ...simulator.performance import FLOP_PER_PARAMETER, fp8_share, kv_bytes_per_gpu
 from .compositions import STEADY, Compositions
 
 F64 = NDArray[np.float64]
@@ -128,7 +128,7 @@ def _demand(number: int, run: Served) -> dict[str, NDArray[np.float64] | I64]:
     busiest = tp * busiest_pairs(model, tp, tokens) if whole else pairs
     per_pair = FLOP_PER_PARAMETER * model.expert_parameters / tp if routed else 0.0
     dense = FLOP_PER_PARAMETER * (model.active_parameters - model.lookup_parameters) * tokens / tp - per_pair * pairs
-    share = model.fp8_share if gpu.fp8_flop_per_s else 0.0
+    share = fp8_share(model, gpu) if gpu.fp8_flop_per_s else 0.0
     in_fp8, in_bf16 = share / (gpu.fp8_flop_per_s or 1.0), (1 - share) / gpu.bf16_flop_per_s
     reduces = model.all_reduces if tp > 1 else 0
     cached_bytes = work.read * kv_bytes_per_gpu(model, tp) + sequences * model.moved_state_bytes_per_sequence / tp

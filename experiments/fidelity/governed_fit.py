@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...simulator.catalog import GpuSpec
-from ...simulator.power import clock_ladder
+from ...simulator.catalog import GpuSpec, ModelSpec
+from ...simulator.power import clock_ladder, drawn_share
 from .demand import Demand
 from .power_fit import Watts, fit_power, mean_power_w, shares
 from .roofline_fit import Seen, Timing, fit_timing, seen, times
@@ -29,6 +29,7 @@ class Runs:
         seen: Latency and throughput.
         power_w: Mean power of one GPU (R,).
         resident: Share of the memory that weights take (R,).
+        models: The models (R).
     """
 
     gpu: GpuSpec
@@ -37,6 +38,7 @@ class Runs:
     seen: Seen
     power_w: F64
     resident: F64
+    models: Sequence[ModelSpec]
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,11 @@ def _round(runs: Runs, centre: Mapping[str, float], counts: F64 | None, near: Fo
     step = _steps(runs, near.timing, near.watts) if near else np.full(len(own), len(ratio) - 1)
     timing = fit_timing(demand, runs.seen, key, centre, ratio[step], near.timing if near else None, counts)
     spent = times(demand, timing.figures, timing.step_s[own], ratio[step])
-    watts = fit_power(shares(demand, spent, scale[step]), runs.resident, runs.power_w, idle_w, key, counts)
+    drawn = _drawn(runs, timing)
+    watts = fit_power(shares(demand, spent, drawn, scale[step]), runs.resident, runs.power_w, idle_w, key, counts)
     step = _steps(runs, timing, watts)
     spent = times(demand, timing.figures, timing.step_s[own], ratio[step])
-    power_w = mean_power_w(shares(demand, spent, scale[step]), runs.resident, idle_w, watts, key)
+    power_w = mean_power_w(shares(demand, spent, drawn, scale[step]), runs.resident, idle_w, watts, key)
     return Found(timing, watts, seen(demand, spent.length)[0], power_w)
 
 
@@ -91,10 +94,17 @@ def _steps(runs: Runs, timing: Timing, watts: Watts) -> I64:
     ratio, scale = clock_ladder(gpu)
     own = runs.key[demand.run]
     steady_w = gpu.power.idle_w + w["resident_w"] * runs.resident[demand.run]
+    compute_w = w["compute_w"] * _drawn(runs, timing)[demand.run]
     chosen = np.zeros(len(demand.run), np.int64)
     for step in range(1, len(ratio)):
         t = times(demand, timing.figures, timing.step_s[own], ratio[step])
-        clocked = w["active_w"] * (t.length - t.host) + w["compute_w"] * t.compute
+        clocked = w["active_w"] * (t.length - t.host) + compute_w * t.compute
         dynamic = scale[step] * clocked + w["memory_w"] * t.memory + w["link_w"] * t.link
         chosen[steady_w + watts.factor[own] * dynamic / t.length <= gpu.cap_max_w] = step
     return chosen
+
+
+def _drawn(runs: Runs, timing: Timing) -> F64:
+    """Share of the compute power that each run draws."""
+    gpu = runs.gpu.model_copy(update={"timing": runs.gpu.timing.model_copy(update=timing.figures)})
+    return np.array([drawn_share(model, gpu) for model in runs.models])

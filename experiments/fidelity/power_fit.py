@@ -50,11 +50,23 @@ class Watts:
     factor: F64
 
 
-def shares(demand: Demand, spent: Times, dynamic: F64 | float = 1.0) -> Shares:
-    """How busy runs keep the GPUs; ``dynamic`` is the dynamic power of each entry relative to the highest clock."""
+def shares(demand: Demand, spent: Times, drawn: F64, dynamic: F64 | float = 1.0) -> Shares:
+    """How busy runs keep the GPUs.
+
+    Args:
+        demand: What the runs ask.
+        spent: What its entries take.
+        drawn: Share of the compute power that each run draws while it computes (R,).
+        dynamic: Dynamic power of each entry relative to that at the highest clock.
+    """
     starts = demand.starts
     steady_s = np.add.reduceat(demand.steady * spent.length, starts)
-    parts = (dynamic * (spent.length - spent.host), dynamic * spent.compute, spent.memory, spent.link)
+    parts = (
+        dynamic * (spent.length - spent.host),
+        dynamic * drawn[demand.run] * spent.compute,
+        spent.memory,
+        spent.link,
+    )
     return Shares(*(np.add.reduceat(demand.steady * part, starts) / steady_s for part in parts))
 
 

@@ -25,12 +25,12 @@ class Range(NamedTuple):
 
 
 RANGES = {
-    "compute_efficiency": Range(0.65, 0.3, 0.95),
+    "compute_efficiency": Range(0.65, 0.3, 0.8),
     "fp8_efficiency": Range(0.8, 0.1, 1.0),
     "expert_compute_efficiency": Range(0.4, 0.05, 1.0),
-    "memory_efficiency": Range(0.85, 0.4, 1.0),
+    "memory_efficiency": Range(0.85, 0.4, 0.93),
     "expert_memory_efficiency": Range(0.8, 0.2, 1.0),
-    "kv_efficiency": Range(0.8, 0.2, 1.0),
+    "kv_efficiency": Range(0.8, 0.2, 0.93),
     "expert_spread": Range(0.6, 0.1, 1.0),
     "overlap_loss": Range(0.4, 0.01, 1.0),
     "step_s": Range(1e-3, 1e-5, 2e-2),
@@ -50,7 +50,7 @@ NOISE = 0.06
 """Relative error that is left, against which the two priors are weighed."""
 FIGURE_PRIOR = 1.0
 """Standard deviation of the logarithm of a figure around where it starts."""
-STEP_PRIOR_S = 1.5e-3
+STEP_PRIOR_S = 3e-3
 """Standard deviation of offsets."""
 STEP_MOST_S = 15e-3
 THROUGHPUT_WEIGHT = 0.7
@@ -174,15 +174,14 @@ def _residuals(demand: Demand, measured: Seen, key: I64, centre: F64, clock: F64
     logs, offsets = at[: len(NAMES)], at[len(NAMES) :]
     step_s = (offsets / MS)[key][demand.run]
 
-    def length(values: F64) -> F64:
+    def length(values: F64, more_s: float = 0.0) -> F64:
         figures = dict(zip(NAMES, np.exp(values).tolist(), strict=True))
-        return times(demand, figures, step_s, clock).length
+        return times(demand, figures, step_s + more_s, clock).length
 
     at_once = length(logs)
     found, middle = seen(demand, at_once)
     slopes = np.empty((2 * len(key), len(at)))
     starts = demand.starts
-    steady = np.add.reduceat(demand.steady, starts)
     steady_s = np.add.reduceat(demand.steady * at_once, starts)
     for i in range(len(NAMES)):
         nudged = logs.copy()
@@ -190,9 +189,12 @@ def _residuals(demand: Demand, measured: Seen, key: I64, centre: F64, clock: F64
         more = (length(nudged) - at_once) / NUDGE
         slopes[: len(key), i] = more[middle] / found.itl_s
         slopes[len(key) :, i] = -THROUGHPUT_WEIGHT * np.add.reduceat(demand.steady * more, starts) / steady_s
-    own = (key[:, None] == np.arange(len(offsets))) / MS
-    slopes[: len(key), len(NAMES) :] = own / found.itl_s[:, None]
-    slopes[len(key) :, len(NAMES) :] = -THROUGHPUT_WEIGHT * own * (steady / steady_s)[:, None]
+    # An offset below what layers take has no effect.
+    longer = (length(logs, NUDGE / MS) - at_once) / NUDGE
+    own = key[:, None] == np.arange(len(offsets))
+    slopes[: len(key), len(NAMES) :] = own * (longer[middle] / found.itl_s)[:, None]
+    later = np.add.reduceat(demand.steady * longer, starts) / steady_s
+    slopes[len(key) :, len(NAMES) :] = -THROUGHPUT_WEIGHT * own * later[:, None]
     values = np.concatenate(
         [
             np.log(found.itl_s / measured.itl_s),

@@ -95,6 +95,7 @@ class _Part:
             key=np.array([self.cuts.index(cut) for cut in cuts]),
             seen=Seen(measured["itl"] / MS_PER_S, measured["throughput"]),
             power_w=measured["power"] / tp,
+            models=[run.model for run in served],
             resident=np.array([run.model.weight_bytes / run.tp / gpu.memory_bytes for run in served]),
         )
 
@@ -120,7 +121,7 @@ class _Part:
                 step_s=_short(float(found.timing.step_s[i])),
                 power=_short(float(found.watts.factor[i])),
                 source=f"{SOURCE}: {int((self.runs.key == i).sum())} rows",
-            ).model_dump(exclude_defaults=True)
+            ).model_dump(exclude={"time", "compute"})
             for i, cut in enumerate(self.cuts)
         ]
 
