@@ -81,7 +81,7 @@ def iteration_cost(
     share = largest_share(stages)
     tokens = np.arange(max_tokens + 1, dtype=np.float64)
     batch = np.maximum(tokens / pp, np.minimum(tokens, 1))
-    flop_per_s = gpu.mixed_flop_per_s(model.fp8_share, timing.fp8_efficiency) * timing.compute_efficiency * tp
+    flop_per_s = gpu.mixed_flop_per_s(fp8_share(model, gpu), timing.fp8_efficiency) * timing.compute_efficiency * tp
     bytes_per_s = gpu.memory_bytes_per_s * timing.memory_efficiency
     matrix_s = FLOP_PER_PARAMETER * _multiplied(model, gpu, tp, batch, ep) / flop_per_s
     scans_s = batch * timing.scan_s * (model.mamba.layers if model.mamba else 0) / tp
@@ -147,6 +147,11 @@ def kv_capacity_tokens(
         where = f"{model.name} on {gpu.name} with tp={tp}" + (f" and pp={pp}" if pp > 1 else "")
         raise InputError(where, problem, remedy)
     return capacity
+
+
+def fp8_share(model: ModelSpec, gpu: GpuSpec) -> float:
+    """Share of a token's matrix operations that the GPU does in FP8, if it has units for that."""
+    return model.fp8_share + (model.narrow_share if gpu.narrow_fp8 else 0)
 
 
 def kv_bytes_per_gpu(model: ModelSpec, tp: int) -> float:

@@ -20,7 +20,8 @@ F64 = NDArray[np.float64]
 class Cost:
     """What an iteration over t tokens of n requests costs, in seconds at the highest clock.
 
-    ``step + sequence·n + link[t] + max((compute[t] + attention·pairs) / clock, memory[t] + kv_read·read + state·n)``
+    ``step + sequence·n + gap + sample·n + link[t] + max((compute[t] + attention·pairs) / clock, memory[t] +
+    kv_read·read + state·n)``
 
     Attributes:
         compute_s: Matrix work by batched tokens.
@@ -31,6 +32,8 @@ class Cost:
         state_s: Reading and writing the state of one request that does not grow with its context.
         step_s: Host work of an iteration.
         sequence_s: Host work for one request.
+        gap_s: What takes time on the GPUs whatever the batch.
+        sample_s: Choosing the next token of one request, on the GPUs.
     """
 
     compute_s: F64
@@ -41,6 +44,8 @@ class Cost:
     state_s: float
     step_s: float
     sequence_s: float
+    gap_s: float
+    sample_s: float
 
     @classmethod
     def of(cls, cost: IterationCost) -> Cost:
@@ -54,12 +59,17 @@ class Cost:
             state_s=cost.state_ps / PS_PER_S,
             step_s=cost.step_ps / PS_PER_S,
             sequence_s=cost.sequence_ps / PS_PER_S,
+            gap_s=cost.gap_ps / PS_PER_S,
+            sample_s=cost.sample_ps / PS_PER_S,
         )
 
 
 @dataclass(frozen=True)
 class Busy:
-    """How long each iteration lasts, and how much of it each part is at work; seconds, arrays of equal length."""
+    """How long each iteration lasts, and how much of it each part is at work; seconds, arrays of equal length.
+
+    Choosing next tokens keeps memory busy, as ``PowerCoefficients`` has it.
+    """
 
     length_s: F64
     host_s: F64
@@ -104,8 +114,8 @@ def busy(work: Compositions, cost: Cost, clock: F64 | float = 1.0) -> Busy:
     compute = (cost.compute_s[work.tokens] + cost.attention_s * work.pairs) / clock
     memory = cost.memory_s[work.tokens] + cost.kv_read_s * work.read + cost.state_s * work.sequences
     host = np.asarray(cost.step_s + cost.sequence_s * work.sequences, np.float64)
-    link = cost.link_s[work.tokens]
-    return Busy(host + link + np.maximum(compute, memory), host, compute, memory, link)
+    link, sample = cost.link_s[work.tokens], cost.sample_s * work.sequences
+    return Busy(host + cost.gap_s + sample + link + np.maximum(compute, memory), host, compute, memory + sample, link)
 
 
 def predict(work: Compositions, cost: Cost, clock: F64 | float = 1.0) -> Prediction:

@@ -15,6 +15,7 @@ The leaderboard publishes the mean output length of a run and nothing of its pro
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import log, sqrt
@@ -61,6 +62,15 @@ TASKS = {
     "lm-arena-chat": Task(1024, 350.0, 1.6, 0.9, 4096),
     "gpqa": Task(198, 230.0, 0.8, 0.7, MAX_MODEL_LEN),
 }
+
+
+def task_named(name: str, mean_output: float, tasks: Mapping[str, Task] = TASKS) -> Task:
+    """What is assumed of a task; of one that is not known, prompts and spreads as of ``lm-arena-chat``.
+
+    Outputs longer on the average than the task's longest are cut off at the context length instead.
+    """
+    task = tasks.get(name, tasks["lm-arena-chat"])
+    return task if name in tasks and mean_output < task.output_most else replace(task, output_most=MAX_MODEL_LEN)
 
 
 def requests_sent(task: Task, mean_output: float, max_num_seqs: int) -> int:
