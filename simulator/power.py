@@ -44,6 +44,7 @@ def power_coefficients(
         active_w=gpu.power.active_w * above_idle,
         compute_w=gpu.power.compute_w * computing,
         memory_w=gpu.power.memory_w * above_idle,
+        cache_w=gpu.power.cache_w * above_idle,
         link_w=gpu.power.link_w * above_idle,
         clock_ratio=ratio,
         scale=dynamic,

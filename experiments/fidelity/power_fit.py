@@ -15,7 +15,7 @@ from .roofline_fit import Times
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-SHARED = ("resident_w", "active_w", "compute_w", "memory_w", "link_w")
+SHARED = ("resident_w", "active_w", "compute_w", "memory_w", "cache_w", "link_w")
 MOST_W = 2000.0
 SOFT = 0.05
 NOISE = 0.05
@@ -26,7 +26,7 @@ SMALL_W = 1000.0
 
 
 class Shares(NamedTuple):
-    """Parts of the steady time of each run (R,): in which the GPUs work, and compute, memory and links are busy.
+    """Parts of the steady time of each run (R,): the GPUs work, compute, read weights, read the cache, communicate.
 
     The first two are weighed by what the clock leaves of the dynamic power.
     """
@@ -34,6 +34,7 @@ class Shares(NamedTuple):
     active: F64
     compute: F64
     memory: F64
+    cache: F64
     link: F64
 
 
@@ -65,6 +66,7 @@ def shares(demand: Demand, spent: Times, drawn: F64, dynamic: F64 | float = 1.0)
         dynamic * (spent.length - spent.host),
         dynamic * drawn[demand.run] * spent.compute,
         spent.memory,
+        spent.cache,
         spent.link,
     )
     return Shares(*(np.add.reduceat(demand.steady * part, starts) / steady_s for part in parts))
@@ -77,6 +79,7 @@ def mean_power_w(busy: Shares, resident: F64, idle_w: float, watts: Watts, key: 
         w["active_w"] * busy.active
         + w["compute_w"] * busy.compute
         + w["memory_w"] * busy.memory
+        + w["cache_w"] * busy.cache
         + w["link_w"] * busy.link
     )
     return np.asarray(idle_w + w["resident_w"] * resident + watts.factor[key] * dynamic)

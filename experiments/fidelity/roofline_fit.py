@@ -65,6 +65,7 @@ class Times(NamedTuple):
     host: F64
     compute: F64
     memory: F64
+    cache: F64
     link: F64
 
 
@@ -105,12 +106,13 @@ def times(demand: Demand, figures: Mapping[str, float], step_s: F64 | float = 0.
     matrices = (dense + routed / f["expert_compute_efficiency"]) / f["compute_efficiency"]
     unhidden = f["overlap_loss"] * np.minimum(matrices, weights)
     compute = (matrices + unhidden + demand.scanned * f["scan_s"] + demand.attention) / clock
-    memory = weights + unhidden + demand.cached / f["kv_efficiency"]
+    cache = demand.cached / f["kv_efficiency"]
     host = f["step_s"] + f["sequence_s"] * demand.sequences
     gaps = np.maximum(f["layer_s"] * demand.layers + f["expert_layer_s"] * demand.moe_layers + step_s, 0)
     sampling = f["sampling_s"] * demand.sequences
     link = demand.messages * f["message_s"] + demand.moved / f["link_efficiency"]
-    return Times(host + gaps + sampling + link + np.maximum(compute, memory), host, compute, memory + sampling, link)
+    length = host + gaps + sampling + link + np.maximum(compute, weights + unhidden + cache)
+    return Times(length, host, compute, weights + unhidden + sampling, cache, link)
 
 
 def seen(demand: Demand, length_s: F64) -> tuple[Seen, I64]:

@@ -82,7 +82,8 @@ class PowerFit(Fitted):
         resident_w: Added in proportion to the share of the memory that weights take, watts.
         active_w: Added while GPUs work rather than wait for the host, at the highest clock, watts.
         compute_w: Added at full compute utilisation, at the highest clock, watts.
-        memory_w: Added at full memory utilisation, at any clock, watts.
+        memory_w: Added while weights are read and next tokens chosen, at any clock, watts.
+        cache_w: Added while keys, values and states are read, at any clock, watts.
         link_w: Added while GPUs communicate, at any clock, watts.
     """
 
@@ -92,6 +93,7 @@ class PowerFit(Fitted):
     active_w: NonNegative
     compute_w: NonNegative
     memory_w: NonNegative
+    cache_w: NonNegative
     link_w: NonNegative = 0.0
 
 
