@@ -19,7 +19,7 @@ SHARED = ("resident_w", "active_w", "compute_w", "memory_w", "cache_w", "link_w"
 MOST_W = 2000.0
 SOFT = 0.05
 NOISE = 0.05
-FACTOR_PRIOR = 0.15
+FACTOR_PRIOR = 0.05
 """Standard deviation of the logarithm of a factor."""
 SMALL_W = 1000.0
 """Standard deviation of watts around none, so that parts that cannot be told apart share what they have together."""
