@@ -30,6 +30,7 @@ RANGES = {
     "expert_compute_efficiency": Range(0.4, 0.05, 1.0),
     "memory_efficiency": Range(0.85, 0.4, 0.93),
     "expert_memory_efficiency": Range(0.8, 0.2, 1.0),
+    "expert_crowding": Range(0.2, 1e-3, 3.0),
     "kv_efficiency": Range(0.8, 0.2, 0.93),
     "expert_spread": Range(0.6, 0.1, 1.0),
     "overlap_loss": Range(0.4, 0.01, 1.0),
@@ -43,6 +44,7 @@ RANGES = {
     "message_s": Range(1.2e-5, 1e-6, 1e-4),
 }
 NAMES = tuple(RANGES)
+START = {name: one.start for name, one in RANGES.items()}
 
 SOFT = 0.07
 """Relative errors above it are taken for outliers."""
@@ -98,7 +100,7 @@ def times(demand: Demand, figures: Mapping[str, float], step_s: F64 | float = 0.
         clock: Relative to the highest.
     """
     f = figures
-    weights = demand.weights + demand.experts(f["expert_spread"]) / f["expert_memory_efficiency"]
+    weights = demand.weights + demand.experts(f["expert_spread"], f["expert_crowding"]) / f["expert_memory_efficiency"]
     weights = weights / f["memory_efficiency"]
     dense = demand.dense_bf16 + demand.dense_fp8 / f["fp8_efficiency"]
     routed = demand.expert_bf16 + demand.expert_fp8 / f["fp8_efficiency"]
@@ -123,6 +125,14 @@ def seen(demand: Demand, length_s: F64) -> tuple[Seen, I64]:
     steady_s = np.add.reduceat(demand.steady * length_s, demand.starts)
     given = np.add.reduceat(demand.given, demand.starts)
     return Seen(length_s[middle], given / steady_s), middle
+
+
+def mean_batch(demand: Demand, length_s: F64) -> F64:
+    """Mean number of requests that run in each run, over its steady part."""
+    time_s = demand.steady * length_s
+    return np.asarray(
+        np.add.reduceat(time_s * demand.sequences, demand.starts) / np.add.reduceat(time_s, demand.starts)
+    )
 
 
 def fit_timing(
