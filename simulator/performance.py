@@ -18,6 +18,7 @@ from .parallelism import Stage, check_ep, check_tp, largest_share, pipeline_stag
 from .units import PS_PER_S, to_ps
 
 FLOP_PER_PARAMETER = 2
+BF16_BYTES = 2
 MAX_BATCHED_TOKENS = 8192
 BLOCK_TOKENS = 16
 GPU_MEMORY_UTILIZATION = 0.9
@@ -164,6 +165,12 @@ def kv_bytes_per_gpu(model: ModelSpec, tp: int) -> float:
     return model.kv_bytes_per_token * max(1, model.kv_heads // tp) / model.kv_heads
 
 
+def crowds(model: ModelSpec, tp: int, tokens: NDArray[np.float64], ep: bool) -> NDArray[np.bool_]:
+    """Where so many tokens are more than a GPU has experts, if these are in bfloat16."""
+    held = model.experts // tp if ep else model.experts
+    return (tokens > held) & (model.expert_bytes == BF16_BYTES * model.expert_parameters)
+
+
 def _capacity(model: ModelSpec, gpu: GpuSpec, tp: int, pp: int, utilization: float) -> int:
     def tokens(stage: Stage) -> int:
         free = gpu.memory_bytes * utilization - stage.resident_bytes / tp - gpu.host.runtime_bytes
@@ -190,13 +197,14 @@ def _streamed(
     """Bytes that the largest stage reads, those of experts weighed by how slowly they are read.
 
     With whole experts, the GPU that reads most counts ``tp`` times. Tokens choose experts together, so that a batch
-    touches as many as fewer tokens would that choose at random.
+    touches as many as fewer tokens would that choose at random. More of them than experts are read more slowly.
     """
     if model.experts == 1:
         return np.full_like(tokens, max(stage.read_bytes for stage in stages))
     choosing = np.where(tokens > 0, 1 + gpu.timing.expert_spread * (tokens - 1), 0)
     touched = tp * busiest_experts(model, tp, choosing) if ep else busiest_experts(model, 1, choosing)
-    weight = model.expert_bytes / gpu.timing.expert_memory_efficiency
+    crowded = crowds(model, tp, tokens, ep) * gpu.timing.expert_crowding
+    weight = model.expert_bytes / gpu.timing.expert_memory_efficiency * (1 + crowded)
     read = [
         stage.read_bytes + stage.share * (weight * touched - model.expert_bytes * model.experts) for stage in stages
     ]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...simulator.catalog import GpuSpec, ModelSpec
 from ...simulator.communication import ACTIVATION_BYTES
 from ...simulator.experts import busiest_pairs, normal_maximum
-from ...simulator.performance import FLOP_PER_PARAMETER, fp8_share, kv_bytes_per_gpu
+from ...simulator.performance import FLOP_PER_PARAMETER, crowds, fp8_share, kv_bytes_per_gpu
 from .compositions import STEADY, Compositions
 
 F64 = NDArray[np.float64]
@@ -60,6 +60,7 @@ class Demand:
         missed: Share of the experts that a token leaves out.
         held: Experts of a layer that are counted: all, or those on one of the GPUs where they are spread whole.
         spread: GPUs that they are spread over; 1 where they are not.
+        crowded: Whether there are more tokens than experts on a GPU, see ``TimingFit.expert_crowding``.
         uneven: Standard deviations by which the GPU with most of them exceeds the mean.
         cached: Reading keys and values.
         states: Reading and writing states of constant size.
@@ -86,6 +87,7 @@ class Demand:
     missed: F64
     held: F64
     spread: F64
+    crowded: F64
     uneven: F64
     cached: F64
     states: F64
@@ -112,12 +114,17 @@ class Demand:
         """First entry of each run."""
         return np.searchsorted(self.run, np.arange(int(self.run[-1]) + 1))
 
-    def experts(self, spread: float) -> F64:
-        """Time to read the experts that are touched, where such a share of the tokens choose on their own."""
+    def experts(self, spread: float, crowding: float) -> F64:
+        """Time to read the experts that are touched.
+
+        Args:
+            spread: Share of the tokens that choose on their own.
+            crowding: How much longer it takes where tokens crowd, less one.
+        """
         mean = self.held * (1 - self.missed ** (1 + spread * (self.tokens - 1)))
         greatest = mean + self.uneven * np.sqrt(mean * (1 - mean / self.held))
         touched = np.clip(greatest, np.minimum(self.spread * mean, 1), self.held)
-        return self.an_expert * self.spread * touched
+        return self.an_expert * (1 + crowding * self.crowded) * self.spread * touched
 
 
 def _demand(number: int, run: Served) -> dict[str, NDArray[np.float64] | I64]:
@@ -155,6 +162,7 @@ def _demand(number: int, run: Served) -> dict[str, NDArray[np.float64] | I64]:
         "tokens": tokens,
         "cached": work.read * kv_bytes_per_gpu(model, tp) / gpu.memory_bytes_per_s,
         "states": sequences * model.moved_state_bytes_per_sequence / tp / gpu.memory_bytes_per_s,
+        "crowded": (crowds(model, tp, tokens, run.ep) if routed else np.zeros(len(tokens))).astype(np.float64),
         "dense_bf16": dense * in_bf16,
         "dense_fp8": dense * in_fp8,
         "expert_bf16": per_pair * busiest * in_bf16,

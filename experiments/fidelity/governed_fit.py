@@ -81,7 +81,8 @@ def _round(runs: Runs, centre: Mapping[str, float], counts: F64 | None, near: Fo
     timing = fit_timing(demand, runs.seen, key, centre, ratio[step], near.timing if near else None, counts)
     spent = times(demand, timing.figures, timing.step_s[own], ratio[step])
     drawn = _drawn(runs, timing)
-    watts = fit_power(shares(demand, spent, drawn, scale[step]), runs.resident, runs.power_w, idle_w, key, counts)
+    busy, memory_ratio = shares(demand, spent, drawn, scale[step]), gpu.power.memory_w / gpu.power.active_w
+    watts = fit_power(busy, runs.resident, runs.power_w, idle_w, memory_ratio, key, counts)
     step = _steps(runs, timing, watts)
     spent = times(demand, timing.figures, timing.step_s[own], ratio[step])
     power_w = mean_power_w(shares(demand, spent, drawn, scale[step]), runs.resident, idle_w, watts, key)

@@ -1,4 +1,8 @@
-"""Figures of ``PowerFit`` from measured runs: shared by all models on a GPU, and a factor for each way of serving."""
+"""Figures of ``PowerFit`` from measured runs: shared by all models on a GPU, and a factor for each way of serving.
+
+Runs at one clock do not tell what of the power that reading memory takes follows the clock: ``memory_w`` keeps its
+ratio to ``active_w``, which the catalogue has from kernels at several clocks.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from .roofline_fit import Times
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-SHARED = ("resident_w", "active_w", "compute_w", "memory_w", "cache_w", "link_w")
+SHARED = ("resident_w", "active_w", "compute_w", "cache_w", "link_w")
 MOST_W = 2000.0
 SOFT = 0.05
 NOISE = 0.05
@@ -43,7 +47,7 @@ class Watts:
     """Fitted power.
 
     Attributes:
-        shared: Watts of one GPU, by the names of ``SHARED``.
+        shared: Watts of one GPU, by the names of ``SHARED`` and as ``memory_w``.
         factor: Factor of each key.
     """
 
@@ -86,7 +90,13 @@ def mean_power_w(busy: Shares, resident: F64, idle_w: float, watts: Watts, key: 
 
 
 def fit_power(
-    busy: Shares, resident: F64, measured_w: F64, idle_w: float, key: I64, counts: F64 | None = None
+    busy: Shares,
+    resident: F64,
+    measured_w: F64,
+    idle_w: float,
+    memory_ratio: float,
+    key: I64,
+    counts: F64 | None = None,
 ) -> Watts:
     """Fits the shared figures alone, and then together with a factor of each key; none is negative.
 
@@ -95,11 +105,12 @@ def fit_power(
         resident: Share of the memory that weights take, of each run.
         measured_w: Mean power of one GPU, of each.
         idle_w: Power of a GPU without work.
+        memory_ratio: ``memory_w`` over ``active_w``.
         key: Key of each run, from 0.
         counts: How often each run counts; once by default.
     """
     keys = int(key.max()) + 1
-    parts = np.stack(busy, axis=1)
+    parts = np.stack([busy.active + memory_ratio * busy.memory, busy.compute, busy.cache, busy.link], axis=1)
     own = (key[:, None] == np.arange(keys)).astype(np.float64)
 
     def residuals(at: F64) -> tuple[F64, F64]:
@@ -119,4 +130,5 @@ def fit_power(
     for widest in (none, np.full(keys, 1.0)):
         low, high = np.append(np.zeros(len(SHARED)), -widest), np.append(most, widest)
         at = minimise(residuals, at, low, high, SOFT, weighed)
-    return Watts(dict(zip(SHARED, at[: len(SHARED)].tolist(), strict=True)), np.exp(at[len(SHARED) :]))
+    shared = dict(zip(SHARED, at[: len(SHARED)].tolist(), strict=True))
+    return Watts(shared | {"memory_w": memory_ratio * shared["active_w"]}, np.exp(at[len(SHARED) :]))

@@ -30,6 +30,7 @@ RANGES = {
     "expert_compute_efficiency": Range(0.4, 0.05, 1.0),
     "memory_efficiency": Range(0.85, 0.4, 0.93),
     "expert_memory_efficiency": Range(0.8, 0.2, 1.0),
+    "expert_crowding": Range(0.2, 1e-3, 3.0),
     "kv_efficiency": Range(0.8, 0.5, 0.93),
     "expert_spread": Range(0.6, 0.1, 1.0),
     "step_s": Range(1e-3, 1e-5, 2e-2),
@@ -43,6 +44,7 @@ HELD = {"overlap_loss": 0.05, "link_efficiency": 0.7, "message_s": 1.2e-5}
 """Not fitted: mixtures would shift their own inefficiencies to them. The runs of one dense model at many batch sizes
 (nlr-online, fit part) want overlap_loss below 0.1; the other two are assumed, and those runs agree."""
 NAMES = tuple(RANGES)
+START = {name: one.start for name, one in RANGES.items()}
 
 SOFT = 0.07
 """Relative errors above it are taken for outliers."""
@@ -99,7 +101,7 @@ def times(demand: Demand, figures: Mapping[str, float], step_s: F64 | float = 0.
         clock: Relative to the highest.
     """
     f = HELD | dict(figures)
-    weights = demand.weights + demand.experts(f["expert_spread"]) / f["expert_memory_efficiency"]
+    weights = demand.weights + demand.experts(f["expert_spread"], f["expert_crowding"]) / f["expert_memory_efficiency"]
     weights = weights / f["memory_efficiency"]
     dense = demand.dense_bf16 + demand.dense_fp8 / f["fp8_efficiency"]
     routed = demand.expert_bf16 + demand.expert_fp8 / f["fp8_efficiency"]
@@ -125,6 +127,14 @@ def seen(demand: Demand, length_s: F64) -> tuple[Seen, I64]:
     steady_s = np.add.reduceat(demand.steady * length_s, demand.starts)
     given = np.add.reduceat(demand.given, demand.starts)
     return Seen(length_s[middle], given / steady_s), middle
+
+
+def mean_batch(demand: Demand, length_s: F64) -> F64:
+    """Mean number of requests that run in each run, over its steady part."""
+    time_s = demand.steady * length_s
+    return np.asarray(
+        np.add.reduceat(time_s * demand.sequences, demand.starts) / np.add.reduceat(time_s, demand.starts)
+    )
 
 
 def fit_timing(

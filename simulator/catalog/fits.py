@@ -40,6 +40,8 @@ class TimingFit(Fitted):
         attention_efficiency: Share of the dense peak FLOP/s that prefill attention reaches.
         memory_efficiency: Share of the peak memory bandwidth that weight reads reach.
         expert_memory_efficiency: Weight reads of routed experts reach this share of it.
+        expert_crowding: How much longer it takes to read bfloat16 experts where a batch has more tokens than a GPU has
+            experts, less one: the fused kernels of vLLM then take larger tiles.
         kv_efficiency: Share of the peak memory bandwidth that KV and state reads reach.
         expert_spread: Share of the tokens of a batch that choose their experts on their own; the others follow them,
             so that a batch touches fewer experts than if all chose at random.
@@ -61,6 +63,7 @@ class TimingFit(Fitted):
     attention_efficiency: Fraction
     memory_efficiency: Fraction
     expert_memory_efficiency: Fraction
+    expert_crowding: NonNegative = 0.0
     kv_efficiency: Fraction
     expert_spread: Fraction
     overlap_loss: Annotated[float, Field(ge=0, le=1)]

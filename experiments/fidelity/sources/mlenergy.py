@@ -13,7 +13,7 @@ from ....simulator.errors import InputError
 from ....simulator.parallelism import check_ep
 from ....simulator.performance import iteration_cost, kv_capacity_tokens
 from ....simulator.power import power_coefficients
-from ..compositions import Compositions, Run, compositions_of
+from ..compositions import Compositions, Run, check, compositions_of
 from ..csv_rows import Line, read_lines
 from ..demand import Served
 from ..prediction import Cost, governed, mean_power_w, summarise
@@ -120,10 +120,11 @@ class MlEnergy:
             if ep:
                 check_ep(model, tp)
             run = self.run_of(row, kv_capacity_tokens(model, gpu, tp), seed)
-            if run.key not in self._works:
-                self._works[run.key] = compositions_of(run, self._folder)
+            check(run)
         except InputError:
             return None
+        if run.key not in self._works:
+            self._works[run.key] = compositions_of(run, self._folder)
         return Served(self._works[run.key], model, gpu, tp, ep)
 
     def _simulate(self, row: Row, catalog: Catalog, seed: int) -> Simulated:

@@ -1,8 +1,12 @@
 """Figures of the catalogue from runs of the ML.ENERGY benchmark: times and power of each GPU, and two of each cut.
 
-Runs whose client or host stalls say nothing of GPUs and are left out: on one B200 tokens arrive in bursts, so that the
-90th percentile of inter-token latencies is far above the median already in small batches, where it hardly is on several
-GPUs. A configuration counts as such where it is so in any batch up to 16. They are validated against like all others.
+What is measured says which runs tell nothing of GPUs. They are left out of the fit, by name, and validated like all.
+
+- Stalls of client or host: tokens arrive in bursts, the 90th percentile of inter-token latencies far above the median,
+  although too few requests start in an iteration for their prompts to be the reason. On several GPUs and on H100 this
+  hardly happens. A configuration where it does in any batch up to 16 (all on one B200) is left out whole, else the row.
+- Another batch: where the mean batch is not that of the simulated run, which depends on what is assumed of the lengths
+  and hardly on times, so that the two are under different pressure on their KV cache.
 """
 
 from __future__ import annotations
@@ -16,12 +20,15 @@ from numpy.typing import NDArray
 from ....simulator.catalog import Cut, Scale
 from ..demand import Demand, Served, squeezed
 from ..governed_fit import Found, Runs, fit_governed
-from ..power_fit import SHARED
-from ..roofline_fit import RANGES, Seen
+from ..places import spans
+from ..roofline_fit import START, Seen, mean_batch, times
 from ..source import Advance, Fitted, Row
 
 SMALL_BATCH = 16
 BURSTY = 1.25
+FEW_STARTS = 0.1
+"""Requests that start in an iteration, such that less than one in ten latencies holds a prompt."""
+OTHER_BATCH = 0.05
 RESAMPLES = 20
 DIGITS = 4
 MS_PER_S = 1e3
@@ -29,13 +36,15 @@ SOURCE = "ml-energy/leaderboard v3 (2026-02), vLLM 0.11.1"
 QUANTITIES = ("itl", "throughput", "power", "energy_per_token")
 
 
+def bursty(row: Row) -> bool:
+    """Whether client or host stall."""
+    few = row.measured["batch"] < FEW_STARTS * row.given["avg_output_len"]
+    return few and row.measured["itl_p90"] > BURSTY * row.measured["itl"]
+
+
 def stalled(rows: Sequence[Row]) -> set[str]:
-    """Configurations whose client or host stalls."""
-    return {
-        row.configuration
-        for row in rows
-        if row.given["max_num_seqs"] <= SMALL_BATCH and row.measured["itl_p90"] > BURSTY * row.measured["itl"]
-    }
+    """Configurations in which they do so in a small batch."""
+    return {row.configuration for row in rows if row.given["max_num_seqs"] <= SMALL_BATCH and bursty(row)}
 
 
 def fit(rows: Sequence[Row], served: Sequence[Served | None], rng: np.random.Generator, advance: Advance) -> Fitted:
@@ -50,24 +59,25 @@ def fit(rows: Sequence[Row], served: Sequence[Served | None], rng: np.random.Gen
     Returns:
         Timing and power of each GPU and a scale for each cut; residuals of the rows that were used.
     """
-    bursty = stalled(rows)
+    silent = stalled(rows)
     by_gpu: dict[str, list[int]] = {}
     for i, (row, run) in enumerate(zip(rows, served, strict=True)):
-        if run is not None and row.configuration not in bursty:
+        if run is not None and row.configuration not in silent:
             by_gpu.setdefault(run.gpu.name, []).append(i)
     residuals = {quantity: np.full(len(rows), np.nan) for quantity in QUANTITIES}
+    centre: Mapping[str, float] = START
     gpus: dict[str, Any] = {}
     scales: list[dict[str, Any]] = []
     intervals: dict[str, tuple[float, float]] = {}
-    centre, done = {name: one.start for name, one in RANGES.items()}, 0
+    done = 0
     # The GPU with most runs first: its figures are where those of the others start.
     for kept in sorted(by_gpu.values(), key=len, reverse=True):
         part = _Part([rows[i] for i in kept], [run for i in kept if (run := served[i]) is not None])
-        found = fit_governed(part.runs, centre)
+        found = fit_governed(part.runs, centre, part.counts)
         intervals |= part.intervals(found, centre, rng)
-        centre = dict(found.timing.figures)
-        left_out = sorted({row.configuration for row in rows if row.groups["gpu"] == part.runs.gpu.name} & bursty)
-        gpus[part.runs.gpu.name] = part.tables(found, left_out)
+        centre = found.timing.figures
+        gpu = part.runs.gpu.name
+        gpus[gpu] = part.tables(found, sorted({row.configuration for row in rows if row.groups["gpu"] == gpu} & silent))
         scales += part.scales(found)
         for quantity, values in part.residuals(found).items():
             residuals[quantity][kept] = values
@@ -99,12 +109,18 @@ class _Part:
             resident=np.array([run.model.weight_bytes / run.tp / gpu.memory_bytes for run in served]),
         )
 
+        batch = mean_batch(self.runs.demand, times(self.runs.demand, START).length)
+        other = np.abs(batch / np.array([row.measured["batch"] for row in rows]) - 1) > OTHER_BATCH
+        self.counts = np.where(other | np.array([bursty(row) for row in rows]), 0.0, 1.0)
+
     def tables(self, found: Found, left_out: Sequence[str]) -> dict[str, Any]:
         """The entry of the GPU."""
-        configurations = len({row.configuration for row in self.rows})
-        source = f"{SOURCE}: {len(self.rows)} rows of {configurations} configurations"
+        used = [row for row, count in zip(self.rows, self.counts, strict=True) if count]
+        source = f"{SOURCE}: {len(used)} rows of {len({row.configuration for row in used})} configurations"
+        if single := [row.place for row in self.rows if row not in used]:
+            source += f"; left out because of another batch or stalls: {spans(single)}"
         if left_out:
-            source += f"; left out because their client or host stalls: {', '.join(left_out)}"
+            source += f"; left out because client or host stalls: {', '.join(left_out)}"
         gpu = self.runs.gpu
         fitted = {"calibrated": True, "source": source}
         return {
@@ -120,9 +136,10 @@ class _Part:
                 **cut._asdict(),
                 step_s=_short(float(found.timing.step_s[i])),
                 power=_short(float(found.watts.factor[i])),
-                source=f"{SOURCE}: {int((self.runs.key == i).sum())} rows",
+                source=f"{SOURCE}: {count:.0f} rows",
             ).model_dump(exclude={"time", "compute"})
             for i, cut in enumerate(self.cuts)
+            if (count := self.counts[self.runs.key == i].sum())
         ]
 
     def residuals(self, found: Found) -> dict[str, NDArray[np.float64]]:
@@ -139,8 +156,9 @@ class _Part:
         names, member = np.unique([row.configuration for row in self.rows], return_inverse=True)
         drawn: dict[str, list[float]] = {}
         for counts in rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES):
-            other = fit_governed(self.runs, centre, counts[member].astype(np.float64), found)
-            for name, value in self._named(other, set(self.runs.key[counts[member] > 0].tolist())).items():
+            times_drawn = self.counts * counts[member]
+            other = fit_governed(self.runs, centre, times_drawn, found)
+            for name, value in self._named(other, set(self.runs.key[times_drawn > 0].tolist())).items():
                 drawn.setdefault(name, []).append(value)
         bounds = {name: np.quantile(values, (0.025, 0.975)) for name, values in drawn.items()}
         return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
@@ -149,7 +167,7 @@ class _Part:
         """Every figure by its dotted name; of the cuts only those of which a row was drawn."""
         gpu = f"gpus.{self.runs.gpu.name}"
         named = {f"{gpu}.timing.{name}": value for name, value in found.timing.figures.items()}
-        named |= {f"{gpu}.power.{name}": found.watts.shared[name] for name in SHARED}
+        named |= {f"{gpu}.power.{name}": value for name, value in found.watts.shared.items()}
         for i in present:
             entry = {key: value for key, value in self.cuts[i]._asdict().items()}
             prefix = ".".join(("scales", *(str(value) for value in entry.values())))
