@@ -47,7 +47,13 @@ def stalled(rows: Sequence[Row]) -> set[str]:
     return {row.configuration for row in rows if row.given["max_num_seqs"] <= SMALL_BATCH and bursty(row)}
 
 
-def fit(rows: Sequence[Row], served: Sequence[Served | None], rng: np.random.Generator, advance: Advance) -> Fitted:
+def fit(
+    rows: Sequence[Row],
+    served: Sequence[Served | None],
+    rng: np.random.Generator,
+    advance: Advance,
+    resamples: int = RESAMPLES,
+) -> Fitted:
     """Fits the figures of every GPU.
 
     Args:
@@ -55,6 +61,7 @@ def fit(rows: Sequence[Row], served: Sequence[Served | None], rng: np.random.Gen
         served: The run of each row; none where it cannot be simulated.
         rng: Draws the resamples of the intervals.
         advance: Is told how many rows are done.
+        resamples: How often configurations are drawn anew for the intervals; without any there are none.
 
     Returns:
         Timing and power of each GPU and a scale for each cut; residuals of the rows that were used.
@@ -74,7 +81,7 @@ def fit(rows: Sequence[Row], served: Sequence[Served | None], rng: np.random.Gen
     for kept in sorted(by_gpu.values(), key=len, reverse=True):
         part = _Part([rows[i] for i in kept], [run for i in kept if (run := served[i]) is not None])
         found = fit_governed(part.runs, centre, part.counts)
-        intervals |= part.intervals(found, centre, rng)
+        intervals |= part.intervals(found, centre, rng, resamples)
         centre = found.timing.figures
         gpu = part.runs.gpu.name
         gpus[gpu] = part.tables(found, sorted({row.configuration for row in rows if row.groups["gpu"] == gpu} & silent))
@@ -150,12 +157,12 @@ class _Part:
         return errors | {"energy_per_token": (1 + errors["power"]) / (1 + errors["throughput"]) - 1}
 
     def intervals(
-        self, found: Found, centre: Mapping[str, float], rng: np.random.Generator
+        self, found: Found, centre: Mapping[str, float], rng: np.random.Generator, resamples: int
     ) -> dict[str, tuple[float, float]]:
         """95 % intervals over resampled configurations, each fitted from ``found`` on."""
         names, member = np.unique([row.configuration for row in self.rows], return_inverse=True)
         drawn: dict[str, list[float]] = {}
-        for counts in rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES):
+        for counts in rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples):
             times_drawn = self.counts * counts[member]
             other = fit_governed(self.runs, centre, times_drawn, found)
             for name, value in self._named(other, set(self.runs.key[times_drawn > 0].tolist())).items():
