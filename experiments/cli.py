@@ -192,6 +192,7 @@ def _add_groups() -> None:
     from .bench.verbs import app as bench
     from .data import app as data
     from .fidelity.verbs import calibrate_command, validate_command
+    from .forecast import app as forecast
 
     app.command("validate", epilog="Example: llmcluster validate energy-inference grid.csv --json -")(validate_command)
     app.command("calibrate", epilog="Example: llmcluster calibrate energy-inference grid.csv --out figures.toml")(
@@ -199,6 +200,7 @@ def _add_groups() -> None:
     )
     app.add_typer(data, name="data")
     app.add_typer(bench, name="bench")
+    app.add_typer(forecast, name="forecast")
 
 
 def main() -> None:

@@ -20,10 +20,13 @@ from ..envs.cluster_env import LLMClusterEnv
 from ..envs.plant import SimulatedPlant
 from ..envs.scenario import Scenario
 from ..envs.traces import scaled_to
+from ..simulator.catalog import Catalog
 from ..simulator.chrome_trace import ChromeTrace
 from ..simulator.cluster import EngineName
+from ..simulator.confidence import Confidence
 from ..simulator.errors import InputError
 from ..simulator.files import whole
+from ..simulator.host import host_energy_j
 from ..simulator.kernels.state import FINISHED
 from ..simulator.metrics import within
 from ..simulator.playback import DRAIN_S
@@ -90,9 +93,15 @@ def simulate(
         "seed": seed,
         "reward": reward,
         **asdict(plant.summary()),
+        "host_energy_j": host_energy_j(plant.cluster, Catalog.builtin()),
+        "confidence": {name: _plain(one) for name, one in env.blueprint.confidence().items()},
         "wall_s": time.perf_counter() - began,
     }
     return plant, _without_nan(result)
+
+
+def _plain(backing: Confidence) -> dict[str, Any]:
+    return {"level": backing.level, "text": str(backing), **asdict(backing.expected)}
 
 
 def for_scenario(requests: RequestTable, models: tuple[str, ...], slo_classes: tuple[str, ...]) -> RequestTable:

@@ -13,7 +13,7 @@ LATENCIES = (("ttft_s", "TTFT"), ("tpot_s", "TPOT"), ("e2e_s", "end to end"))
 
 def print_summary(result: dict[str, Any], console: Console) -> None:
     """Prints what ``llmcluster simulate`` found."""
-    lost = {key: result[f"requests_{key}"] for key in ("rejected", "timed_out", "unfinished")}
+    lost = {key: result[f"requests_{key}"] for key in ("rejected", "timed_out", "failed", "unfinished")}
     others = ", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in lost.items() if count)
     console.print(
         f"[bold]{result['requests_completed']:,}[/] of {result['requests']:,} requests completed"
@@ -32,6 +32,8 @@ def print_summary(result: dict[str, Any], console: Console) -> None:
         f"{result['output_tokens']:,} output tokens, {result['energy_j'] / 3.6e6:,.3f} kWh"
         + ("" if per_token is None else f", {per_token:.3f} J per output token")
     )
+    if "host_energy_j" in result:
+        console.print(f"CPUs of the hosts, not counted above: {result['host_energy_j'] / 3.6e6:,.3f} kWh")
     attained = result["slo_attainment"]
     console.print(
         f"power {result['mean_power_w']:,.0f} W mean, {result['peak_power_w']:,.0f} W peak, "
@@ -44,6 +46,8 @@ def print_summary(result: dict[str, Any], console: Console) -> None:
     bills = {"costs {:,.3f}": result["energy_cost"], "{:,.0f} g of CO₂": result["carbon_g"]}
     if known := ", ".join(text.format(amount) for text, amount in bills.items() if amount is not None):
         console.print(f"energy: {known}")
+    for deployment, told in result["confidence"].items():
+        console.print(f"{deployment}: {told['text']}", style="dim")
     console.print(
         f"{result['simulated_s']:,.0f} s simulated in {result['wall_s']:.2f} s; agent {result['agent']}, "
         f"scenario {result['scenario']}, seed {result['seed']}",

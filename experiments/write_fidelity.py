@@ -1,11 +1,13 @@
 """Rebuilds ``docs/fidelity.md``: validates every published source, and predicts each model from the others.
 
+The errors to expect of what was never measured, which the simulator tells its users, come from the same runs.
+
 Run as ``python -m llmcluster.experiments.write_fidelity [--data DIR]``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +16,12 @@ import typer
 from rich.progress import Progress
 
 from ..simulator.catalog import Catalog
+from ..simulator.confidence import EXPECTED_ERRORS, Level
 from ..simulator.files import whole
 from .fidelity.calibrate import calibrated
 from .fidelity.documents import DOCUMENTS, Document
 from .fidelity.errors import Comparison
+from .fidelity.expected import expected_errors, write_expected_errors
 from .fidelity.leave_out import leave_one_model_out
 from .fidelity.page import Result, page
 from .fidelity.plots import plot
@@ -29,6 +33,8 @@ from .output import announce_compilation, progress_bar
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE, MISSES, FIGURES = "fidelity.md", "fidelity-misses.md", "figures"
 SEED = 0
+SERVING = "mlenergy"
+"""The source with many models on more than one GPU."""
 
 
 def write_fidelity(documents: Sequence[Document], data: Path, docs: Path) -> Path:
@@ -46,9 +52,24 @@ def write_fidelity(documents: Sequence[Document], data: Path, docs: Path) -> Pat
     (docs / FIGURES).mkdir(exist_ok=True)
     with progress_bar() as progress:
         results = [_result(one, data, docs, progress) for one in documents if one.source in SOURCES]
+        expected = _expected(results, progress)
     with whole(docs / PAGE) as partial:
-        partial.write_text(page(results, misses), encoding="utf-8")
+        partial.write_text(page(results, misses, expected), encoding="utf-8")
     return docs / PAGE
+
+
+def _expected(results: Sequence[Result], progress: Progress) -> Mapping[Level, Mapping[str, float]]:
+    """Errors by what backs the figures; also written where the simulator looks for them."""
+    serving = next((one for one in results if one.document.source == SERVING), None)
+    if serving is None or serving.left_out is None:
+        return {}
+    source, compared = serving.validation.source, serving.validation.comparison
+    task = progress.add_task("what to expect elsewhere", total=2)
+    errors = expected_errors(
+        source, compared.rows, compared, serving.left_out, SEED, lambda done: progress.update(task, completed=done)
+    )
+    write_expected_errors(errors, EXPECTED_ERRORS)
+    return errors
 
 
 def _result(document: Document, data: Path, docs: Path, progress: Progress) -> Result:

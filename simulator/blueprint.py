@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .catalog import Catalog
+from .confidence import Confidence, confidence
 from .deployments import Deployment, deploy, stack
 from .errors import InputError
 from .kernels.state import Tables
 from .topology import ClusterSpec, Slot, lay_out
+from .units import to_ps
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +55,18 @@ class Blueprint:
         tables = stack(deployments, spec.engine)
         return cls(spec, slots, models, tuple(deployments), index, tables, np.array(initial, np.int64))
 
+    def confidence(self, catalog: Catalog | None = None) -> dict[str, Confidence]:
+        """What backs the figures of the deployments that slots hold at the start, by what they are."""
+        catalog = catalog or Catalog.builtin()
+        found = {}
+        for slot, d in zip(self.slots, self.initial, strict=True):
+            spec, model = slot.spec, self.models[self.deployments[d].model]
+            cut = f"tp {spec.tp}" + (f", pp {spec.pp}" if spec.pp > 1 else "") + (", ep" if spec.ep else "")
+            name = f"{model} on {spec.gpu} ({cut})"
+            if name not in found:
+                found[name] = confidence(catalog, model, spec.gpu, spec.tp, spec.pp, spec.ep)
+        return found
+
     @property
     def cap_max_w(self) -> NDArray[np.float64]:
         """Highest power limit of each slot, watts (R,)."""
@@ -62,3 +76,13 @@ class Blueprint:
     def cap_min_w(self) -> NDArray[np.float64]:
         """Lowest power limit of each slot, watts (R,)."""
         return np.array([self.deployments[d].power.cap_min_w for d in self.initial])
+
+    @property
+    def cap_ps(self) -> NDArray[np.int64]:
+        """Time until a power limit of each slot holds, picoseconds (R,)."""
+        return np.array([to_ps(self.deployments[d].power.cap_settles_s) for d in self.initial], np.int64)
+
+    @property
+    def lock_ps(self) -> NDArray[np.int64]:
+        """Time until a clock lock of each slot holds, picoseconds (R,)."""
+        return np.array([to_ps(self.deployments[d].power.lock_settles_s) for d in self.initial], np.int64)

@@ -41,6 +41,7 @@ from .lifecycle import Lifecycle
 from .reference.observer import Observer
 from .routing import Router
 from .rows import rows_of
+from .settings import Settings
 from .snapshot import Snapshot, copied, fingerprint, overwrite
 from .start import start
 from .units import PS_PER_S, to_ps
@@ -109,6 +110,7 @@ class Cluster:
             self._current.clear_cache,
             self._current.evict,
         )
+        self._settings = Settings(self.agenda, self.engine.slots, blueprint.cap_ps, blueprint.lock_ps)
         self.facility = facility or Facility(blueprint.spec, blueprint.slots)
         self.faults = Faults(faults, blueprint.slots, self.agenda, self.lifecycle, fault_rng)
         self._now_ps, self._changed = 0, True
@@ -197,21 +199,27 @@ class Cluster:
         note_coupling(self.engine, closed_loop=self._closed_loop)
 
     def cap(self, cap_w: ArrayLike) -> None:
-        """Sets the power limit of each slot, watts (R,), clipped to what the driver accepts."""
-        blueprint, slots = self.blueprint, self.engine.slots
-        slots["cap_w"] = np.clip(self._per_slot("cap_w", cap_w), blueprint.cap_min_w, blueprint.cap_max_w)
-        slots["governed"] = 0
+        """Sets the power limit of each slot, watts (R,), clipped to what the driver accepts.
+
+        It holds after the GPU's transition time.
+        """
+        limits = self._per_slot("cap_w", cap_w)
+        self._settings.cap(self._now_ps, np.clip(limits, self.blueprint.cap_min_w, self.blueprint.cap_max_w))
 
     def lock_clock(self, ratio: ArrayLike) -> None:
-        """Sets the highest clock of each slot relative to the GPU's own, (R,) in [0, 1]."""
+        """Sets the highest clock of each slot relative to the GPU's own, (R,) in [0, 1].
+
+        It holds after the GPU's transition time.
+        """
         slots, ladder = self.engine.slots, self.engine.ladder
         ratios = self._per_slot("ratio", ratio)
         if not ((ratios >= 0) & (ratios <= 1)).all():
             raise InputError("ratio", f"{ratios.tolist()} are not all shares", "Give shares from 0 to 1")
-        for r, limit in enumerate(ratios):
-            steps = np.searchsorted(ladder[slots["deployment"][r], CLOCK], limit + 1e-9, side="right")
-            slots["clock_limit"][r] = max(int(steps) - 1, 0)
-        slots["governed"] = 0
+        clocks = ladder[slots["deployment"], CLOCK]
+        steps = [
+            np.searchsorted(own, limit + 1e-9, side="right") - 1 for own, limit in zip(clocks, ratios, strict=True)
+        ]
+        self._settings.lock(self._now_ps, np.maximum(np.array(steps, np.int64), 0))
 
     def _per_slot(self, name: str, values: ArrayLike) -> NDArray[np.float64]:
         """Numbers for every slot, or one for all; raises `InputError` unless they are."""
@@ -360,6 +368,7 @@ class Cluster:
                 "history": self.history.save_state(),
                 "lifecycle": self.lifecycle.save_state(),
                 "faults": self.faults.save_state(),
+                "settings": self._settings.save_state(),
                 "facility": self.facility.save_state(),
             },
         )
@@ -383,6 +392,7 @@ class Cluster:
         self.history.restore_state(state["history"])
         self.lifecycle.restore_state(state["lifecycle"])
         self.faults.restore_state(state["faults"])
+        self._settings.restore_state(state["settings"])
         self.facility.restore_state(state["facility"])
 
     def _enter_simpy(self, now_ps: int) -> None:

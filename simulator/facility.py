@@ -25,9 +25,10 @@ class Facility:
     * **Outside temperature** raises all inlets along the breakpoints of the specification. Their default has the three
       regimes that TAPAS (Stojkovic et al., ASPLOS 2025) reports of a production site: held constant in the cold, rising
       with the outside in between, and rising more slowly where the chillers work hardest. Its slopes are assumed.
-    * **Recirculation.** Fans take in what air their servers need: heat P over the rise ΔT that they are set to. Where
-      a row is supplied with less, V·ρ·c, the rest is its own exhaust air. Mixing gives an inlet that is warmer by
-      P / (V·ρ·c) − ΔT. The room approaches that with a time constant (Khankari, ASHRAE Transactions 117, 2011).
+    * **Recirculation.** Fans follow the load: a server with heat P moves the air that warms by the ΔT its fans are set
+      to, P / (ΔT·ρ·c), but never less than their slowest turn. Where a row is supplied with less air, V, than its
+      servers move together, F, the rest is its own exhaust. Mixing gives an inlet that is warmer by P / (V·ρ·c) −
+      P / (F·ρ·c). The room approaches that with a time constant (Khankari, ASHRAE Transactions 117, 2011).
     * **The server's own heat**, as the slot's specification says.
 
     Args:
@@ -54,6 +55,11 @@ class Facility:
         self._rise_k = through(spec.air.outside_rise_k)
         self._row = np.array([s.row for s in slots])
         self._server = np.array([s.server for s in slots])
+        # Of each server: all slots of one agree.
+        self._row_of_server = np.zeros(self._server.max() + 1, np.int64)
+        self._row_of_server[self._server] = self._row
+        self._fan_min_m3_per_s = np.zeros(len(self._row_of_server))
+        self._fan_min_m3_per_s[self._server] = [s.spec.fan_min_m3_per_s for s in slots]
         self._place_c = np.array([s.spec.inlet_c for s in slots])
         self._k_per_w = np.array([s.spec.inlet_k_per_kw for s in slots]) / 1000
         # W/K that a row's air carries off; endless where no airflow is given.
@@ -79,6 +85,16 @@ class Facility:
         inlet_c: F64 = air_c + self._k_per_w * heat_w
         return inlet_c
 
+    def airflow_m3_per_s(self, power_w: F64) -> F64:
+        """Air that the fans of each server move, m³/s.
+
+        Args:
+            power_w: Power of each slot, watts (R,).
+        """
+        heat_w = np.bincount(self._server, weights=power_w)
+        needed: F64 = heat_w / (self._air.server_rise_k * AIR_J_PER_M3_K)
+        return np.maximum(needed, self._fan_min_m3_per_s)
+
     def _mix(self, now_ps: int, power_w: F64) -> None:
         """Moves each row's recirculation towards where its heat and its airflow would bring it."""
         carries = self._carries_w_per_k.copy()
@@ -86,7 +102,10 @@ class Facility:
             for share in shares:
                 carries[row] *= share.at(now_ps / PS_PER_S)
         heat_w = np.bincount(self._row, weights=power_w, minlength=len(carries))
-        target_k = (heat_w / carries - self._air.server_rise_k).clip(min=0)
+        moved = np.bincount(self._row_of_server, weights=self.airflow_m3_per_s(power_w), minlength=len(carries))
+        # Without heat and air there is no rise; any will do.
+        exhaust_k = heat_w / (np.where(moved > 0, moved, 1.0) * AIR_J_PER_M3_K)
+        target_k = (heat_w / carries - exhaust_k).clip(min=0)
         stays = math.exp(-(now_ps - self.time_ps) / PS_PER_S / self._air.tau_s)
         self.recirculation_k = target_k + (self.recirculation_k - target_k) * stays
         self.time_ps = now_ps

@@ -9,7 +9,7 @@ from .catalog import GpuSpec, ModelSpec, Scale
 from .kernels.tables import PowerCoefficients
 from .performance import FLOP_PER_PARAMETER, fp8_share, kv_capacity_tokens
 
-LADDER_STEPS = 24
+LADDER_STEPS = 81
 SCAN_POWER = 0.5
 """A Mamba scan draws this share of what matrix products draw, say the runs that H100-80GB is fitted to."""
 
@@ -44,6 +44,7 @@ def power_coefficients(
         active_w=gpu.power.active_w * above_idle,
         compute_w=gpu.power.compute_w * computing,
         memory_w=gpu.power.memory_w * above_idle,
+        cache_w=gpu.power.cache_w * above_idle,
         link_w=gpu.power.link_w * above_idle,
         clock_ratio=ratio,
         scale=dynamic,
@@ -54,6 +55,8 @@ def power_coefficients(
         thermal_tau_s=np.array(gpu.thermal.tau_s),
         throttle_c=gpu.thermal.throttle_c,
         resume_c=gpu.thermal.resume_c,
+        cap_settles_s=gpu.transition.cap_s,
+        lock_settles_s=gpu.transition.lock_s,
         gpus=gpus,
     )
 

@@ -33,6 +33,9 @@ class ServerSpec(_Spec):
     initial: Literal["serving", "sleeping", "empty"] = Field(default="serving", description="State at the start.")
     inlet_c: float = Field(default=24.0, ge=-20, le=60, description="Inlet temperature at no load, °C.")
     inlet_k_per_kw: float = Field(default=0.5, ge=0, description="Rise of the inlet by the server's own heat, K/kW.")
+    fan_min_m3_per_s: float = Field(
+        default=0.0, ge=0, description="Air that the server's fans move at any load; above it they follow the load."
+    )
     count: int = Field(default=1, ge=1, description="Number of such servers.")
 
     @model_validator(mode="after")

@@ -135,6 +135,10 @@ def test_a_host_table_is_the_default_of_the_files_gpus(tmp_path):
         ('[gpus."X"]\nlike = "H200"\ncap_max_w = -3', r"gpus\.X\.cap_max_w"),
         ('[gpus."X"]\nlike = "H200"\ncap_min_w = 800', "cap_min_w and clock_min_mhz must lie below"),
         ('[gpus."X"]\nlike = "H200"\nclock.ratio = [0.5, 1.0]', "ascend strictly to 1"),
+        (
+            '[gpus."X"]\nlike = "H200"\nclock.ratio = [0.5, 1.0]\nclock.scale = [0.6, 1.0]',
+            "at least as fast as ratio",
+        ),
         ('[models."X"]\nlike = "Qwen3-8B"\nactive_parameters = 9_000_000_000', "more parameters or experts"),
         ('[models."X"]\nlike = "Qwen3-8B"\nkv_heads = 7', "the parts exceed the whole"),
     ],

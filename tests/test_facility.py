@@ -67,6 +67,35 @@ def test_enough_air_does_not_recirculate() -> None:
         assert house.inlet_c(to_ps(1e4), POWER_W) == pytest.approx(OWN_C)
 
 
+def test_fans_follow_the_load_down_to_their_slowest_turn() -> None:
+    """Half a kilowatt warms 0.035 m³/s by 12 K."""
+    of = spec()
+    content = of.model_dump()
+    for row in content["rows"]:
+        for server in row["racks"][0]["servers"]:
+            server["fan_min_m3_per_s"] = 0.03
+    slow = ClusterSpec.model_validate(content)
+    power_w = np.array([250.0, 250, 10, 0, 0, 0, 700, 700])
+    needed = np.array([500, 10, 0, 1400]) / 12 / AIR_J_PER_M3_K
+    assert facility(of).airflow_m3_per_s(power_w) == pytest.approx(needed)
+    assert facility(slow).airflow_m3_per_s(power_w) == pytest.approx(np.maximum(needed, 0.03))
+    assert needed[0] == pytest.approx(0.035, abs=1e-4)
+
+
+def test_fans_that_turn_faster_than_needed_draw_in_exhaust() -> None:
+    """100 W in air of 0.04 m³/s: of the 0.1 m³/s that the fans move, the rest has been through the servers before."""
+    servers = [{"gpu": "H100-80GB", "gpus": 1, "model": MODEL, "inlet_k_per_kw": 0.0, "fan_min_m3_per_s": 0.05}] * 2
+    of = ClusterSpec.model_validate({"rows": [{"racks": [{"servers": servers}], "airflow_m3_per_s": 0.04}]})
+    house = facility(of)
+    power_w = np.array([50.0, 50.0])
+    house.inlet_c(0, power_w)
+    warmer = house.inlet_c(to_ps(1e4), power_w) - 24.0
+    # What leaves the row with its supply carries off all the heat.
+    exhaust_k = warmer[0] + 100 / (0.1 * AIR_J_PER_M3_K)
+    assert 0.04 * AIR_J_PER_M3_K * exhaust_k == pytest.approx(100)
+    assert warmer == pytest.approx([warmer[0]] * 2) and warmer[0] > 1
+
+
 def test_too_little_air_recirculates_in_its_row_alone() -> None:
     """Half the air takes up twice 12 K, so that the inlet is 12 K warmer; the first row draws 1,000 W."""
     house = facility(spec((1000 / 24 / AIR_J_PER_M3_K, 1.0)))

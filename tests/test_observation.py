@@ -99,7 +99,7 @@ def test_one_feature_by_hand(env: LLMClusterEnv) -> None:
     column = [f.name for f in env.observations.slot_features].index("power")
     metered_w = env.plant.cluster.history.column("metered_w")[-10:, 1]
     at = len(env.observations.slot_features) + column
-    assert env.last["slots"][at] == np.float32(metered_w.mean() / 400.0)
+    assert env.last["slots"][at] == pytest.approx(metered_w.mean() / 400.0, rel=1e-6)
     assert metered_w.std() > 0
 
 

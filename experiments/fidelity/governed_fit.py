@@ -100,7 +100,7 @@ def _steps(runs: Runs, timing: Timing, watts: Watts) -> I64:
     for step in range(1, len(ratio)):
         t = times(demand, timing.figures, timing.step_s[own], ratio[step])
         clocked = w["active_w"] * (t.length - t.host) + compute_w * t.compute
-        dynamic = scale[step] * clocked + w["memory_w"] * t.memory + w["link_w"] * t.link
+        dynamic = scale[step] * clocked + w["memory_w"] * t.memory + w["cache_w"] * t.cache + w["link_w"] * t.link
         chosen[steady_w + watts.factor[own] * dynamic / t.length <= gpu.cap_max_w] = step
     return chosen
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...simulator.confidence import MEANING, Level
 from .documents import Document, Target
 from .errors import Comparison
 from .figures import sha256
@@ -31,6 +32,11 @@ each model predicted from figures fitted to the fit rows of the other models, wi
 of a model that nobody has measured. Beside figures shared by all models on a GPU there are at most two fitted factors
 for a model on a GPU at one parallelism."""
 
+EXPECTED = """\
+Median errors on the rows of `mlenergy`, by what backs a model on a GPU; `llmcluster simulate` says which it is. In this
+order: held-out rows of what has factors of its own; every model predicted from the others; every GPU with the fitted
+figures of another one, watts scaled by TDP; every model with dimensions guessed from its parameter count."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -51,19 +57,21 @@ class Result:
     figure: str
 
 
-def page(results: Sequence[Result], misses: str) -> str:
+def page(results: Sequence[Result], misses: str, expected: Mapping[Level, Mapping[str, float]]) -> str:
     """The page; equal results give equal text.
 
     Args:
         results: One for each source.
         misses: What is known of the misses, as Markdown.
+        expected: Errors by what backs the figures.
     """
     sections = [
         ["# Fidelity: how far the simulator is from measurements"],
         ["<!-- Written by `python -m llmcluster.experiments.write_fidelity`; do not edit by hand. -->"],
         [METHOD],
-        ["## Against what was asked for"],
+        ["## Against the targets"],
         _targets(results),
+        *_expected(expected),
         ["## Known misses, and why"],
         [misses.strip()],
         ["## What was measured"],
@@ -75,9 +83,21 @@ def page(results: Sequence[Result], misses: str) -> str:
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
 
 
+def _expected(expected: Mapping[Level, Mapping[str, float]]) -> list[list[str]]:
+    """What `llmcluster simulate` tells of models and GPUs by what backs their figures."""
+    if not expected:
+        return []
+    lines = ["| figures | rows | ITL | power |", "|---|---:|---:|---:|"]
+    lines += [
+        f"| {MEANING[level]} | {one['rows']} | {100 * one['itl']:.1f} % | {100 * one['power']:.1f} % |"
+        for level, one in expected.items()
+    ]
+    return [["## What to expect"], [EXPECTED], lines]
+
+
 def _targets(results: Iterable[Result]) -> list[str]:
     lines = [
-        "| data | rows | quantity | compared | median error | 95 % interval | asked | |",
+        "| data | rows | quantity | compared | median error | 95 % interval | target | |",
         "|---|---|---|---:|---:|---|---:|---|",
     ]
     for result in results:

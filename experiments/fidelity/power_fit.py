@@ -1,6 +1,6 @@
 """Figures of ``PowerFit`` from measured runs: shared by all models on a GPU, and a factor for each way of serving.
 
-Runs at one clock do not tell what of the power that reading memory takes follows the clock: ``memory_w`` keeps its
+Runs at one clock do not tell what of the power that reading weights takes follows the clock: ``memory_w`` keeps its
 ratio to ``active_w``, which the catalogue has from kernels at several clocks.
 """
 
@@ -19,18 +19,20 @@ from .roofline_fit import Times
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-SHARED = ("resident_w", "active_w", "compute_w", "link_w")
+SHARED = ("resident_w", "active_w", "compute_w", "cache_w", "link_w")
 MOST_W = 2000.0
 SOFT = 0.05
 NOISE = 0.05
 FACTOR_PRIOR = 0.15
 """Standard deviation of the logarithm of a factor."""
+CACHE_W = 60.0
+"""Standard deviation of ``cache_w`` around ``memory_w``: few runs tell the two apart."""
 SMALL_W = 1000.0
 """Standard deviation of watts around none, so that parts that cannot be told apart share what they have together."""
 
 
 class Shares(NamedTuple):
-    """Parts of the steady time of each run (R,): in which the GPUs work, and compute, memory and links are busy.
+    """Parts of the steady time of each run (R,): the GPUs work, compute, read weights, read the cache, communicate.
 
     The first two are weighed by what the clock leaves of the dynamic power.
     """
@@ -38,6 +40,7 @@ class Shares(NamedTuple):
     active: F64
     compute: F64
     memory: F64
+    cache: F64
     link: F64
 
 
@@ -69,6 +72,7 @@ def shares(demand: Demand, spent: Times, drawn: F64, dynamic: F64 | float = 1.0)
         dynamic * (spent.length - spent.host),
         dynamic * drawn[demand.run] * spent.compute,
         spent.memory,
+        spent.cache,
         spent.link,
     )
     return Shares(*(np.add.reduceat(demand.steady * part, starts) / steady_s for part in parts))
@@ -81,6 +85,7 @@ def mean_power_w(busy: Shares, resident: F64, idle_w: float, watts: Watts, key: 
         w["active_w"] * busy.active
         + w["compute_w"] * busy.compute
         + w["memory_w"] * busy.memory
+        + w["cache_w"] * busy.cache
         + w["link_w"] * busy.link
     )
     return np.asarray(idle_w + w["resident_w"] * resident + watts.factor[key] * dynamic)
@@ -107,7 +112,13 @@ def fit_power(
         counts: How often each run counts; once by default.
     """
     keys = int(key.max()) + 1
-    parts = np.stack([busy.active + memory_ratio * busy.memory, busy.compute, busy.link], axis=1)
+    parts = np.stack([busy.active + memory_ratio * busy.memory, busy.compute, busy.cache, busy.link], axis=1)
+    pull = np.diag(np.full(len(SHARED), NOISE / SMALL_W))
+    active, cache = SHARED.index("active_w"), SHARED.index("cache_w")
+    pull[cache, cache], pull[cache, active] = NOISE / CACHE_W, -memory_ratio * NOISE / CACHE_W
+    pulls = np.zeros((len(SHARED) + keys, len(SHARED) + keys))
+    pulls[: len(SHARED), : len(SHARED)] = pull
+    pulls[len(SHARED) :, len(SHARED) :] = np.eye(keys) * (NOISE / FACTOR_PRIOR)
     own = (key[:, None] == np.arange(keys)).astype(np.float64)
 
     def residuals(at: F64) -> tuple[F64, F64]:
@@ -115,10 +126,8 @@ def fit_power(
         factor = np.exp(logs)[key]
         dynamic = factor * (parts @ shared[1:])
         found = idle_w + shared[0] * resident + dynamic
-        prior = np.append(shared * (NOISE / SMALL_W), logs * (NOISE / FACTOR_PRIOR))
         slopes = np.column_stack([resident, factor[:, None] * parts, own * dynamic[:, None]]) / measured_w[:, None]
-        pulls = np.append(np.full(len(SHARED), NOISE / SMALL_W), np.full(keys, NOISE / FACTOR_PRIOR))
-        return np.append(found / measured_w - 1, prior), np.concatenate([slopes, np.diag(pulls)])
+        return np.append(found / measured_w - 1, pulls @ at), np.concatenate([slopes, pulls])
 
     some = np.ones(len(key)) if counts is None else counts
     weighed = np.append(some, np.ones(len(SHARED) + keys))

@@ -12,6 +12,11 @@ SOURCES: dict[str, str] = {
     "mlenergy": "mlenergy:MlEnergy",
     "splitwise": "splitwise:Splitwise",
     "energy-inference": "energy_inference:EnergyInference",
+    "caps": "caps:Caps",
+    "power-trace": "power_trace:PowerTrace",
+    "nlr-offline": "nlr_offline:NlrOffline",
+    "nlr-online": "nlr_online:NlrOnline",
+    "nlr-rate": "nlr_rate:NlrRate",
 }
 """``module:Class`` within ``sources``, by the name on the command line."""
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .demand import Demand
-from .robust import minimise
+from .robust import MOST_STEPS, minimise
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -58,6 +58,8 @@ STEP_MOST_S = 15e-3
 THROUGHPUT_WEIGHT = 0.7
 MS = 1e3
 NUDGE = 1e-4
+NEAR_STEPS = 20
+"""Most steps from a fit of almost the same."""
 
 
 class Times(NamedTuple):
@@ -67,6 +69,7 @@ class Times(NamedTuple):
     host: F64
     compute: F64
     memory: F64
+    cache: F64
     link: F64
 
 
@@ -107,12 +110,13 @@ def times(demand: Demand, figures: Mapping[str, float], step_s: F64 | float = 0.
     matrices = (dense + routed / f["expert_compute_efficiency"]) / f["compute_efficiency"]
     unhidden = f["overlap_loss"] * np.minimum(matrices, weights)
     compute = (matrices + unhidden + demand.scanned * f["scan_s"] + demand.attention) / clock
-    memory = weights + unhidden + demand.cached / f["kv_efficiency"]
+    cache = demand.cached / f["kv_efficiency"]
     host = f["step_s"] + f["sequence_s"] * demand.sequences
     gaps = np.maximum(f["layer_s"] * demand.layers + f["expert_layer_s"] * demand.moe_layers + step_s, 0)
     sampling = f["sampling_s"] * demand.sequences
     link = demand.messages * f["message_s"] + demand.moved / f["link_efficiency"]
-    return Times(host + gaps + sampling + link + np.maximum(compute, memory), host, compute, memory + sampling, link)
+    length = host + gaps + sampling + link + np.maximum(compute, weights + unhidden + cache)
+    return Times(length, host, compute, weights + unhidden + sampling, cache, link)
 
 
 def seen(demand: Demand, length_s: F64) -> tuple[Seen, I64]:
@@ -175,7 +179,7 @@ def fit_timing(
     else:
         at = np.concatenate([np.log([start.figures[name] for name in NAMES]), start.step_s * MS])
     bounds = (np.concatenate([low, offset_low]), np.concatenate([high, offset_high]))
-    at = minimise(residuals, at, *bounds, SOFT, weighed)
+    at = minimise(residuals, at, *bounds, SOFT, weighed, NEAR_STEPS if start else MOST_STEPS)
     return Timing(dict(zip(NAMES, np.exp(at[: len(NAMES)]).tolist(), strict=True)), at[len(NAMES) :] / MS)
 
 

@@ -85,7 +85,8 @@ class PowerFit(Fitted):
         resident_w: Added in proportion to the share of the memory that weights take, watts.
         active_w: Added while GPUs work rather than wait for the host, at the highest clock, watts.
         compute_w: Added at full compute utilisation, at the highest clock, watts.
-        memory_w: Added at full memory utilisation, at any clock, watts.
+        memory_w: Added while weights are read and next tokens chosen, at any clock, watts.
+        cache_w: Added while keys, values and states are read, at any clock, watts.
         link_w: Added while GPUs communicate, at any clock, watts.
     """
 
@@ -95,6 +96,7 @@ class PowerFit(Fitted):
     active_w: NonNegative
     compute_w: NonNegative
     memory_w: NonNegative
+    cache_w: NonNegative
     link_w: NonNegative = 0.0
 
 
@@ -103,7 +105,7 @@ class ClockFit(Fitted):
 
     Attributes:
         ratio: Clocks relative to the highest, ascending to 1.
-        scale: Dynamic power at each of them relative to the highest, ascending to 1.
+        scale: Dynamic power at each of them relative to the highest, ascending to 1 at least as fast.
     """
 
     ratio: tuple[Fraction, ...]
@@ -114,7 +116,24 @@ class ClockFit(Fitted):
         for values in (self.ratio, self.scale):
             if len(values) != len(self.ratio) or list(values) != sorted(set(values)) or values[-1] != 1:
                 raise ValueError("ratio and scale must have equal lengths and ascend strictly to 1")
+        per_clock = [scale / ratio for ratio, scale in zip(self.ratio, self.scale, strict=True)]
+        if per_clock != sorted(per_clock):
+            raise ValueError("scale must grow at least as fast as ratio: voltage does not fall as the clock rises")
         return self
+
+
+class TransitionFit(Fitted):
+    """How long it takes until what control has set holds; the GPU goes on as before until then.
+
+    Attributes:
+        cap_s: Of a power limit, seconds.
+        lock_s: Of a clock lock, seconds.
+    """
+
+    calibrated: bool = False
+    source: str = "none given: at once"
+    cap_s: NonNegative = 0.0
+    lock_s: NonNegative = 0.0
 
 
 class ThermalFit(Fitted):
@@ -156,6 +175,9 @@ class HostFit(Fitted):
         network_latency_s: Part of handing over a KV cache that does not depend on its length, seconds.
         runtime_bytes: Memory of one GPU taken by the CUDA context, activations and graphs, bytes.
         min_kv_tokens: KV cache below which a deployment counts as not fitting, tokens.
+        idle_w: The CPU packages without work, watts; see ``host_power_w``.
+        active_w: Added while an instance has work, watts.
+        request_w: Added for each running request, watts.
     """
 
     storage_bytes_per_s: Positive
@@ -167,3 +189,6 @@ class HostFit(Fitted):
     network_latency_s: NonNegative
     runtime_bytes: NonNegative
     min_kv_tokens: Count
+    idle_w: NonNegative
+    active_w: NonNegative
+    request_w: NonNegative

@@ -33,6 +33,7 @@ class ModelSpec(Spec):
         name: Canonical name.
         source: Where the dimensions come from.
         aliases: Other names that it is found by, such as those of checkpoints with equal dimensions.
+        guessed: Whether its dimensions are guessed from its size, see ``generic``.
         parameters: All of the language model.
         active_parameters: Those that one token passes through; equal to ``parameters`` for a dense model.
         vision_parameters: Those of an image encoder beside it, in memory but idle with text.
@@ -66,6 +67,7 @@ class ModelSpec(Spec):
     name: str
     source: str
     aliases: tuple[str, ...] = ()
+    guessed: bool = False
     parameters: Count
     active_parameters: Count
     vision_parameters: NonNegativeCount = 0
@@ -113,7 +115,8 @@ class ModelSpec(Spec):
         """
         fields = {
             "name": name,
-            "source": "generic: dimensions guessed from the parameter count, with an unknown error",
+            "source": "dimensions guessed from the parameter count",
+            "guessed": True,
             "parameters": parameters,
             "active_parameters": active_parameters,
             "dtype_bytes": dtype_bytes,

@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import model_validator
 
-from .fits import ClockFit, Count, HostFit, MeterFit, Positive, PowerFit, Spec, ThermalFit, TimingFit
+from .fits import ClockFit, Count, HostFit, MeterFit, Positive, PowerFit, Spec, ThermalFit, TimingFit, TransitionFit
 
 
 class GpuSpec(Spec):
@@ -33,6 +33,7 @@ class GpuSpec(Spec):
         timing: Fitted iteration times.
         power: Fitted power.
         clock: Fitted power over clock.
+        transition: Fitted times until caps and clock locks hold; none by default.
         thermal: Fitted heat.
         meter: Fitted power meter.
     """
@@ -56,6 +57,7 @@ class GpuSpec(Spec):
     timing: TimingFit
     power: PowerFit
     clock: ClockFit
+    transition: TransitionFit = TransitionFit()
     thermal: ThermalFit
     meter: MeterFit
 

@@ -50,14 +50,16 @@ class PowerCoefficients(NamedTuple):
 
     While an iteration runs at ladder step ``i``, with ``u_k``, ``u_c``, ``u_m`` and ``u_l`` the fractions of its time
     in which the GPUs do not wait for the host, compute, memory and links are busy,
-    ``P = idle_w + scale[i]·(active_w·u_k + compute_w·u_c) + memory_w·u_m + link_w·u_l``; else ``P = idle_w``.
+    ``P = idle_w + scale[i]·(active_w·u_k + compute_w·u_c) + memory_w·u_m + cache_w·u_v + link_w·u_l``, where ``u_v``
+    is the part of memory time that goes to keys, values and states; else ``P = idle_w``.
 
     Attributes:
         off_w: No weights resident (empty, sleeping).
         idle_w: Weights resident, no work.
         active_w: Added while GPUs work, that is all the time but the host's, at the highest clock.
         compute_w: Added at full compute utilisation, at the highest clock.
-        memory_w: Added at full memory utilisation, and while next tokens are chosen; does not scale with the clock.
+        memory_w: Added while weights are read and next tokens chosen; does not scale with the clock.
+        cache_w: Added while keys, values and states are read; does not scale with the clock.
         link_w: Added while GPUs communicate; does not scale with the core clock.
         clock_ratio: float64 (K,): ladder of clocks relative to the highest, ascending, last one 1.0.
         scale: float64 (K,): dynamic power at each step relative to the highest, ascending, last one 1.0.
@@ -68,6 +70,8 @@ class PowerCoefficients(NamedTuple):
         thermal_tau_s: float64 (2,): time constant of each pole.
         throttle_c: Die temperature at which the clock is forced down.
         resume_c: Die temperature at which it is released again.
+        cap_settles_s: Time until a power limit holds.
+        lock_settles_s: Time until a clock lock holds.
         gpus: Number of GPUs in the slot.
     """
 
@@ -76,6 +80,7 @@ class PowerCoefficients(NamedTuple):
     active_w: float
     compute_w: float
     memory_w: float
+    cache_w: float
     link_w: float
     clock_ratio: NDArray[np.float64]
     scale: NDArray[np.float64]
@@ -86,4 +91,6 @@ class PowerCoefficients(NamedTuple):
     thermal_tau_s: NDArray[np.float64]
     throttle_c: float
     resume_c: float
+    cap_settles_s: float
+    lock_settles_s: float
     gpus: int

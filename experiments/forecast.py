@@ -1,0 +1,217 @@
+"""The verb `llmcluster forecast`: models of GPU power 30 s and 60 s ahead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperCommand
+
+from ..simulator.errors import InputError
+from .output import JsonOption, SeedOption, people, progress_bar, write_json
+
+if TYPE_CHECKING:
+    from ..forecaster.telemetry import Options, Telemetry
+
+LISTS = ("--train", "--test")
+
+app = typer.Typer(help="Forecasts of GPU power 30 s and 60 s ahead.", no_args_is_help=True)
+
+
+class ManyFiles(TyperCommand):
+    """A command whose ``--train`` and ``--test`` take all files that follow them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Names the option again before every further file of its list."""
+        return super().parse_args(ctx, spread(args))
+
+
+def spread(arguments: list[str]) -> list[str]:
+    """``--train a b`` as ``--train a --train b``."""
+    out: list[str] = []
+    option = None
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if argument.startswith("-"):
+            option = argument if argument in LISTS else None
+        elif option and before != option:
+            out.append(option)
+        out.append(argument)
+    return out
+
+
+TrainOption = Annotated[list[str], typer.Option(metavar="FILE…", help="Telemetry to fit on; POWER+ENGINE joins two")]
+LayoutOption = Annotated[str | None, typer.Option(help="Layout of the files; told from each by default")]
+ZoneOption = Annotated[str, typer.Option(help="Time zone of local time stamps: Europe/Berlin")]
+GapOption = Annotated[float, typer.Option(min=0.0, help="Readings further apart than this, in s, have a gap")]
+PeriodOption = Annotated[float, typer.Option(min=0.0, help="Time between readings, in s, of files without stamps")]
+ColumnsOption = Annotated[str, typer.Option(help="Queries of nvidia-smi files without header, by comma")]
+CovariatesOption = Annotated[
+    str | None, typer.Option(help="Covariates that models may read, by comma, or none; all that are there by default")
+]
+
+
+@app.command(
+    "train",
+    cls=ManyFiles,
+    epilog="Example: llmcluster forecast train --model gru --train monday.csv tuesday.csv --out runs/gru",
+)
+def train_command(
+    train: TrainOption,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the weights and their card; give it again to go on after a stop")
+    ],
+    model: Annotated[str, typer.Option(help="Name of a model")] = "gru",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds to train with; the one that validates best is kept")] = 3,
+    seed: SeedOption = 0,
+    hidden: Annotated[int, typer.Option(min=4, help="Width of a network; a multiple of 4")] = 32,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data at most")] = 100,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    covariates: CovariatesOption = None,
+    layout: LayoutOption = None,
+    zone: ZoneOption = "UTC",
+    max_gap: GapOption = 1.5,
+    period: PeriodOption = 0.25,
+    columns: ColumnsOption = "",
+    json_file: JsonOption = None,
+) -> None:
+    """Fit a model of power and write its weights and card."""
+    from ..forecaster.models.learned import TrainSettings
+    from .forecast_train import train as run
+
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"--device {device}", "is unknown", "Use cpu or cuda")
+    if hidden % 4:
+        raise InputError(f"--hidden {hidden}", "is no multiple of 4", "Give 32, say")
+    series = _read_all(train, layout, _options(zone, max_gap, columns, period), covariates)
+    settings = TrainSettings(hidden=hidden, epochs=epochs, device=device)
+    with progress_bar() as progress:
+        bars: dict[int, Any] = {}
+
+        def tell(number: int, done: int, of: int, best: float) -> None:
+            if number not in bars:
+                bars[number] = progress.add_task(f"seed {number}", total=of)
+            progress.update(bars[number], completed=done, description=f"seed {number}: validation {best:.4f}")
+
+        card = run(model, series, range(seed, seed + seeds), settings, out, tell)
+    console = people(json_file)
+    for target, row in card["figures"]["validation"].items():
+        console.print(f"{target}: MAE {row['mae_w']:.2f} W on the validation part")
+    console.print(f"seed {card['seed']} of {', '.join(card['seeds'])}: {out / model}.safetensors", markup=False)
+    write_json(card, json_file)
+
+
+@app.command(
+    "backtest",
+    cls=ManyFiles,
+    epilog="Example: llmcluster forecast backtest --train monday.csv tuesday.csv --test friday.csv --json -",
+)
+def backtest_command(
+    test: Annotated[list[str], typer.Option(metavar="FILE…", help="Telemetry to judge on; POWER+ENGINE joins two")],
+    train: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE…", help="Telemetry to fit on; without it, each test file's own past, fold by fold"),
+    ] = None,
+    models: Annotated[
+        str | None, typer.Option(help="Names of models, or files of weights, by comma; the naive ones by default")
+    ] = None,
+    folds: Annotated[int, typer.Option(min=1, help="Folds of each test file where there is no --train")] = 4,
+    covariates: CovariatesOption = None,
+    layout: LayoutOption = None,
+    zone: ZoneOption = "UTC",
+    max_gap: GapOption = 1.5,
+    period: PeriodOption = 0.25,
+    columns: ColumnsOption = "",
+    seed: SeedOption = 0,
+    json_file: JsonOption = None,
+) -> None:
+    """Judge models on telemetry they have not seen, with a forecast every second.
+
+    Targets are power 30 s and 60 s ahead, and its mean until then. Errors are in watts, with 95 % intervals by a block
+    bootstrap. Skill is 1 - MAE over that of the naive model with the lowest MAE on the same seconds.
+    """
+    from ..forecaster.models import NAIVE
+    from .forecast_backtest import backtest, folds_of
+
+    names = _names(models or ",".join(NAIVE))
+    options = _options(zone, max_gap, columns, period)
+    training, tests = (_read_all(files, layout, options, covariates) for files in (train or [], test))
+    parts = folds_of(training, tests, folds)
+    with progress_bar() as progress:
+        bar = progress.add_task("backtesting", total=len(parts) * len(dict.fromkeys([*NAIVE, *names])))
+        result = backtest(parts, names, seed, lambda: progress.advance(bar))
+    warnings = dict.fromkeys(warning for telemetry in (*training, *tests) for warning in telemetry.warnings)
+    result = {"train": train or [], "test": test, "warnings": list(warnings), **result}
+    _print(result, people(json_file))
+    write_json(result, json_file)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _options(zone: str, max_gap: float, columns: str, period: float) -> Options:
+    from ..forecaster.telemetry import Options
+
+    return Options(zone, max_gap, tuple(_names(columns)), period)
+
+
+def _read_all(files: list[str], layout: str | None, options: Options, covariates: str | None) -> list[Telemetry]:
+    """Files of power with the covariates that are asked for; what was left out on reading is told."""
+    from dataclasses import replace
+
+    series = [_read(file, layout, options) for file in files]
+    for warning in dict.fromkeys(warning for telemetry in series for warning in telemetry.warnings):
+        Console(stderr=True).print(f"warning: {warning}", markup=False, soft_wrap=True)
+    if covariates is None:
+        return series
+    wanted = [] if covariates == "none" else _names(covariates)
+    for telemetry in series:
+        if missing := [name for name in wanted if name not in telemetry.covariates]:
+            there = ", ".join(telemetry.covariates) or "none"
+            raise InputError(telemetry.source, f"has no covariate {missing[0]}", f"It has {there}")
+    return [replace(t, covariates={name: t.covariates[name] for name in wanted}) for t in series]
+
+
+def _read(file: str, layout: str | None, options: Options) -> Telemetry:
+    """A file of power, with the engine's counters that a + joins to it."""
+    from dataclasses import replace
+
+    from ..forecaster.telemetry import read_telemetry
+
+    power, plus, engine = file.partition("+")
+    if plus and not Path(file).exists():
+        return read_telemetry(Path(power), layout, replace(options, engine=Path(engine)))
+    return read_telemetry(Path(file), layout, options)
+
+
+def _print(result: dict[str, Any], console: Console) -> None:
+    for target, naive in result["best_naive"].items():
+        table = Table("model", box=box.SIMPLE, title=f"{target}: the best naive model is {naive}", title_justify="left")
+        for heading in ("MAE, W", "95 %", "RMSE, W", "pinball, W", "covered of 80 %", "skill", "95 %"):
+            table.add_column(heading, justify="right")
+        for model, targets in sorted(result["results"].items(), key=lambda row: row[1][target]["mae_w"]):
+            row, bounds = targets[target], targets[target]["intervals"]
+            table.add_row(
+                model,
+                f"{row['mae_w']:.2f}",
+                _range(bounds["mae_w"], "{:.2f}"),
+                f"{row['rmse_w']:.2f}",
+                f"{row['pinball_w']:.2f}",
+                f"{row['coverage_80']:.1%}",
+                "-" if row["skill"] is None else f"{row['skill']:+.1%}",
+                _range(bounds["skill"], "{:+.1%}"),
+            )
+        console.print(table)
+    for source, lags in result["autocorrelation"].items():
+        console.print(
+            f"{source}: autocorrelation {', '.join(f'{r:.2f} at {lag}' for lag, r in lags.items())}", markup=False
+        )
+    console.print(f"{result['forecasts']:,} forecasts of each model over {result['seconds']:,} s", style="dim")
+
+
+def _range(bounds: list[float | None], form: str) -> str:
+    return "-" if None in bounds else " to ".join(form.format(bound) for bound in bounds)

@@ -1,0 +1,203 @@
+"""What every trained model is: fitted on telemetry, it forecasts a whole series, or sample by sample."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ...errors import InputError
+from ..base import QUANTILES, TARGETS
+from ..frames import CALIBRATION, FIT, VALIDATION, Floats, Frame, frame_of, frames_of
+from ..losses import Losses, judge
+from ..telemetry import COVARIATES, Telemetry
+
+COVERAGE = QUANTILES[-1] - QUANTILES[0]
+
+
+class Model(ABC):
+    """A forecaster that is fitted, then judged on a series or fed with samples; see :class:`Forecaster`.
+
+    All a fitted model knows is in ``weights`` and ``covariates``. It computes in units of the channels' scale.
+
+    Attributes:
+        weights: Fitted figures by name.
+        covariates: Names of the covariates it reads; those that all training series had.
+    """
+
+    name: ClassVar[str]
+    naive: ClassVar[bool] = False
+    reads_covariates: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self.weights: dict[str, Floats] = {}
+        self.covariates: tuple[str, ...] = ()
+
+    # Whole series
+
+    def fit(self, train: Sequence[Telemetry], rng: np.random.Generator) -> None:
+        """Learns from series, each in order of time: what to fit, what to choose by, what to calibrate on.
+
+        Args:
+            train: The series; their channels are learnt from alike.
+            rng: Source of whatever is drawn.
+
+        Raises:
+            InputError: The series are too short, or have too many gaps, for all three parts.
+        """
+        if self.reads_covariates:
+            self.covariates = tuple(name for name in COVARIATES if all(name in t.covariates for t in train))
+        frames = [frame for telemetry in train for frame in frames_of(telemetry, self.covariates)]
+        if not all(any(frame.rows(part).any() for frame in frames) for part in (FIT, VALIDATION, CALIBRATION)):
+            raise InputError(
+                ", ".join(t.source for t in train) or "training",
+                "too short, or too full of gaps, to fit, choose and calibrate on",
+                "Give at least one series of six minutes or more without gaps",
+            )
+        self.weights = {}
+        self._learn(frames, rng)
+        self.weights["widen"] = np.zeros(len(TARGETS))
+        self.weights["widen"] = self._calibrated(frames)
+
+    def predict(self, telemetry: Telemetry) -> Floats:
+        """Forecasts of every second of a series, as it was known by then.
+
+        Returns:
+            Watts, (T, C, 4, 3); ``nan`` for channels that have had no reading so far.
+        """
+        self._check_fitted()
+        frame = frame_of(telemetry, self._present(telemetry))
+        forecast = self._finished(self._predict(frame)) * telemetry.scale_w[:, None, None]
+        return np.where(frame.begun[..., None, None], forecast, np.nan)
+
+    def backtest(self, test: Telemetry, first_s: int = 0, last_s: int | None = None) -> Losses:
+        """How far the forecasts of these seconds of a series are off; see :func:`judge`."""
+        return judge(self.predict, test, first_s, last_s)
+
+    # Sample by sample
+
+    def reset(self, series: int, scale_w: Floats | None = None) -> None:
+        """Forgets all samples; from now on there are ``series`` channels, of these scales (1 W by default)."""
+        self._check_fitted()
+        self._scale_w = np.ones(series) if scale_w is None else np.asarray(scale_w, np.float64)
+        self._begun = np.zeros(series, bool)
+        self._power = np.zeros(series)
+        self._inputs = np.full((series, len(self.covariates)), np.nan)
+        self._state = self._begin(series)
+
+    def update(self, power_w: Floats, covariates: Mapping[str, Floats] | None = None) -> Floats:
+        """Takes the newest samples, a second apart, and forecasts after the last; what came before costs nothing.
+
+        Args:
+            power_w: Watts, (C,) or (n, C) with the oldest first; ``nan`` where there is no reading.
+            covariates: The covariates of ``self.covariates``, in the same shape.
+
+        Returns:
+            Watts, (C, 4, 3); ``nan`` for channels that have had no reading so far.
+        """
+        samples = np.atleast_2d(power_w)
+        for sample, inputs in zip(samples, self._given(covariates, samples.shape), strict=True):
+            self._take(sample / self._scale_w, inputs)
+        forecast = self._finished(self._forecast()) * self._scale_w[:, None, None]
+        return forecast if self._begun.all() else np.where(self._begun[:, None, None], forecast, np.nan)
+
+    def save_state(self) -> dict[str, Any]:
+        """What has been learnt from samples since the reset."""
+        held = {name: value.copy() for name, value in self._state.items()}
+        own = {"scale_w": self._scale_w, "begun": self._begun, "power": self._power, "inputs": self._inputs}
+        return {"state": held, **{name: value.copy() for name, value in own.items()}}
+
+    def restore_state(self, state: dict[str, Any]) -> None:
+        """Takes up a state of :meth:`save_state`."""
+        self._state = {name: value.copy() for name, value in state["state"].items()}
+        own = (state[name].copy() for name in ("scale_w", "begun", "power", "inputs"))
+        self._scale_w, self._begun, self._power, self._inputs = own
+
+    # What a model adds
+
+    @abstractmethod
+    def _learn(self, frames: Sequence[Frame], rng: np.random.Generator) -> None:
+        """Sets ``weights`` by the parts ``FIT`` and ``VALIDATION`` of the frames."""
+
+    @abstractmethod
+    def _predict(self, frame: Frame) -> Floats:
+        """Quantiles after every second, (T, C, 4, 3)."""
+
+    @abstractmethod
+    def _begin(self, channels: int) -> dict[str, Floats]:
+        """A state before the first sample: arrays by name."""
+
+    @abstractmethod
+    def _start(self, first: Any, power: Floats) -> None:
+        """Sets the state of channels ``first`` (a mask) as if their first reading had always been there."""
+
+    @abstractmethod
+    def _absorb(self, power: Floats, inputs: Floats) -> None:
+        """Takes a sample (C,) with covariates (C, K) into the state."""
+
+    @abstractmethod
+    def _forecast(self) -> Floats:
+        """Quantiles after the last sample, (C, 4, 3)."""
+
+    def _given(self, covariates: Mapping[str, Floats] | None, shape: tuple[int, ...]) -> Floats:
+        """The covariates that the model reads, (n, C, K), for samples of a shape."""
+        channels = len(self._begun)
+        if shape[1] != channels:
+            raise InputError("power_w", f"{shape[1]} channels where {channels} are due", "Call reset first")
+        given = covariates or {}
+        columns = []
+        for name in self.covariates:
+            column = np.atleast_2d(np.asarray(given.get(name, ()), np.float64))
+            if column.shape != shape:
+                problem = f"has shape {column.shape}, power {shape}" if name in given else "is missing"
+                names = ", ".join(self.covariates)
+                raise InputError(f"covariates: {name}", problem, f"The model was fitted with {names}")
+            columns.append(column)
+        return np.stack(columns, axis=-1) if columns else np.empty((*shape, 0))
+
+    def _take(self, power: Floats, inputs: Floats) -> None:
+        known = ~np.isnan(power)
+        first = known & ~self._begun
+        self._power = np.where(known, power, self._power)
+        self._inputs = np.where(np.isnan(inputs), self._inputs, inputs)
+        self._begun |= known
+        if first.any():
+            self._start(first, self._power)
+        self._absorb(self._power, self._inputs)
+
+    def _finished(self, quantiles: Floats) -> Floats:
+        """Calibrated quantiles that do not cross and are not negative."""
+        low, middle, high = (quantiles[..., i] for i in range(len(QUANTILES)))
+        widen = self.weights["widen"]
+        low, high = np.minimum(low - widen, middle), np.maximum(high + widen, middle)
+        return np.maximum(np.stack([low, middle, high], axis=-1), 0.0)
+
+    def _calibrated(self, frames: Sequence[Frame]) -> Floats:
+        """By how much the interval of each target must widen to cover what it claims, (4,).
+
+        Conformalised quantile regression with one split (Romano, Patterson and Candès 2019). Seconds depend on one
+        another, so the coverage is not guaranteed as it is for independent ones.
+        """
+        scores = []
+        for frame in frames:
+            rows = frame.rows(CALIBRATION)
+            if rows.any():
+                quantiles, truth = self._finished(self._predict(frame))[rows], frame.truth[rows]
+                scores.append(np.maximum(quantiles[..., 0] - truth, truth - quantiles[..., -1]))
+        off = np.concatenate(scores)
+        level = min(math.ceil((len(off) + 1) * COVERAGE) / len(off), 1.0)
+        return np.asarray(np.quantile(off, level, axis=0, method="higher"))
+
+    def _check_fitted(self) -> None:
+        if "widen" not in self.weights:
+            raise InputError(self.name, "the model is not fitted", "Call fit first")
+
+    def _present(self, telemetry: Telemetry) -> tuple[str, ...]:
+        if missing := [name for name in self.covariates if name not in telemetry.covariates]:
+            raise InputError(
+                telemetry.source, f"has no {missing[0]}", f"The model was fitted with {', '.join(self.covariates)}"
+            )
+        return self.covariates

@@ -1,0 +1,92 @@
+"""A gated recurrent unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...errors import InputError
+from ..base import QUANTILES, TARGETS
+from ..frames import Floats
+from .learned import HALF_LIVES_S, LEVELS, MOST, Learned, State, sigmoid
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..fused import Packed
+
+
+class Gru(Learned):
+    """One layer of gated recurrent units."""
+
+    name = "gru"
+
+    def core(self, features: int, hidden: int) -> nn.Module:
+        """See :class:`Learned`."""
+        from ..networks.gru import GruCore
+
+        return GruCore(features, hidden)
+
+    def begin_core(self, channels: int) -> State:
+        """Hidden states of zero."""
+        return {"hidden": np.zeros((channels, self.weights["core.cell.weight_hh_l0"].shape[1]))}
+
+    def step_core(self, inputs: Floats) -> None:
+        """One step of PyTorch's GRU."""
+        w, hidden = self.weights, self._state["hidden"]
+        new = inputs @ w["core.cell.weight_ih_l0"].T + w["core.cell.bias_ih_l0"]
+        old = hidden @ w["core.cell.weight_hh_l0"].T + w["core.cell.bias_hh_l0"]
+        size = hidden.shape[1]
+        gates = sigmoid(new[:, : 2 * size] + old[:, : 2 * size])
+        reset, update = gates[:, :size], gates[:, size:]
+        candidate = np.tanh(new[:, 2 * size :] + reset * old[:, 2 * size :])
+        self._state["hidden"] = candidate + update * (hidden - candidate)
+
+    def read_core(self) -> Floats:
+        """The hidden state."""
+        return self._state["hidden"]
+
+    def reset(self, series: int, scale_w: Floats | None = None) -> None:
+        """See :class:`Model`; compiles the step at its first use on a machine."""
+        super().reset(series, scale_w)
+        from .. import fused
+
+        self._fused, self._packed = fused, self._pack(fused.Packed)
+
+    def update(self, power_w: Floats, covariates: Mapping[str, Floats] | None = None) -> Floats:
+        """See :class:`Model`; each sample in one compiled call."""
+        samples = np.atleast_2d(np.asarray(power_w, np.float64))
+        inputs = self._given(covariates, samples.shape)
+        own = self._state
+        state = self._fused.State(self._begun, self._power, self._inputs, own["means"], own["levels"], own["hidden"])
+        out = np.empty((samples.shape[1], len(TARGETS), len(QUANTILES)))
+        for sample, beside in zip(samples, inputs, strict=True):
+            self._fused.step(sample, beside, self._scale_w, state, self._packed, out)
+        return out
+
+    def _pack(self, packed: type[Packed]) -> Packed:
+        w = self.weights
+        share = np.exp(w["mix"] - w["mix"].max(axis=-1, keepdims=True))
+        rows = (
+            np.array([w["power_mean"][0], w["power_deviation"][0], MOST]),
+            w["input_mean"],
+            w["input_deviation"],
+            1 - 0.5 ** (1.0 / HALF_LIVES_S),
+            w["core.cell.weight_ih_l0"].T,
+            w["core.cell.bias_ih_l0"],
+            w["core.cell.weight_hh_l0"].T,
+            w["core.cell.bias_hh_l0"],
+            w["head.weight"].T,
+            w["head.bias"],
+            share / share.sum(axis=-1, keepdims=True),
+            w["widen"],
+        )
+        inputs, size = self.features, w["core.cell.weight_hh_l0"].shape[-1]
+        beside, gates, heads = len(self.covariates), 3 * size, len(TARGETS) * len(QUANTILES)
+        due = [(3,), (beside,), (beside,), (LEVELS - 1,), (inputs, gates), (gates,), (size, gates), (gates,)]
+        due += [(size, heads), (heads,), (len(TARGETS), LEVELS), (len(TARGETS),)]
+        if [row.shape for row in rows] != due:  # what is compiled does not look where it reads
+            raise InputError(self.name, "the weights do not fit together", "Fit the model anew")
+        return packed(*(np.ascontiguousarray(row) for row in rows))

@@ -1,0 +1,1 @@
+"""The networks as PyTorch trains them. Forecasting does without: models compute the same from the weights alone."""

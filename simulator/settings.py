@@ -1,0 +1,76 @@
+"""Power caps and clock locks on their way to the GPUs: what control sets holds after a while."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .agenda import Agenda
+from .kernels.state import Records
+from .snapshot import State
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+
+class Settings:
+    """Brings settings into force after each GPU's transition time, as events of the agenda.
+
+    Until then the governor keeps to the old ones. Settings do not overtake one another. Where the transition takes no
+    time they hold at once.
+
+    Args:
+        agenda: Events to come.
+        slots: The engine's slots, whose ``cap_w`` and ``clock_limit`` this class owns.
+        cap_ps: int64 (R,): transition time of a cap.
+        lock_ps: int64 (R,): of a clock lock.
+    """
+
+    def __init__(self, agenda: Agenda, slots: Records, cap_ps: I64, lock_ps: I64) -> None:
+        self._agenda, self._slots = agenda, slots
+        self._delay_ps = {"cap_w": cap_ps, "clock_limit": lock_ps}
+        self._ordered = {name: slots[name].copy() for name in self._delay_ps}
+        agenda.on("cap", self._cap)
+        agenda.on("lock", self._lock)
+
+    def cap(self, now_ps: int, cap_w: F64) -> None:
+        """Sets the power limits (R,), watts."""
+        self._order(now_ps, "cap", "cap_w", cap_w)
+
+    def lock(self, now_ps: int, step: I64) -> None:
+        """Sets the highest steps (R,) of the clock ladders."""
+        self._order(now_ps, "lock", "clock_limit", step)
+
+    def _order(self, now_ps: int, kind: str, column: str, values: F64 | I64) -> None:
+        delay_ps, ordered = self._delay_ps[column], self._ordered[column]
+        at_once = delay_ps == 0
+        self._slots[column][at_once] = values[at_once]
+        self._slots["governed"][at_once] = 0
+        new = (values != ordered) & ~at_once
+        ordered[:] = values
+        for delay in np.unique(delay_ps[new]):
+            chosen = np.flatnonzero(new & (delay_ps == delay))
+            # The agenda keeps whole numbers: those that the same bits make.
+            bits = np.ascontiguousarray(values[chosen]).view(np.int64)
+            pairs = np.stack([chosen, bits], axis=1).ravel()
+            self._agenda.at(int(now_ps + delay), kind, *pairs.tolist())
+
+    def _cap(self, values: tuple[int, ...]) -> None:
+        slots, bits = np.array(values, np.int64).reshape(-1, 2).T
+        self._put("cap_w", slots, np.ascontiguousarray(bits).view(np.float64))
+
+    def _lock(self, values: tuple[int, ...]) -> None:
+        slots, steps = np.array(values, np.int64).reshape(-1, 2).T
+        self._put("clock_limit", slots, steps)
+
+    def _put(self, column: str, slots: I64, values: F64 | I64) -> None:
+        self._slots[column][slots] = values
+        self._slots["governed"][slots] = 0
+
+    def save_state(self) -> State:
+        """What was set last; what is on its way is in the agenda."""
+        return {name: values.copy() for name, values in self._ordered.items()}
+
+    def restore_state(self, state: State) -> None:
+        """Takes up a state of :meth:`save_state`."""
+        self._ordered = {name: state[name].copy() for name in self._ordered}
