@@ -32,6 +32,7 @@ def iteration_cost(
     pp: int = 1,
     ep: bool = False,
     scale: Scale | None = None,
+    greedy: bool = False,
 ) -> IterationCost:
     """Roofline of one engine iteration, tabulated by batched tokens.
 
@@ -65,6 +66,7 @@ def iteration_cost(
         pp: Pipeline stages, each of ``tp`` GPUs.
         ep: Whether experts are spread whole over the GPUs of a stage.
         scale: Factors fitted for just this; none by default.
+        greedy: Whether every next token is the likeliest, rather than drawn from the likeliest.
 
     Returns:
         Times in integer picoseconds at the highest clock.
@@ -99,7 +101,7 @@ def iteration_cost(
         step_ps=to_ps(slower * pp * timing.step_s),
         sequence_ps=to_ps(slower * timing.sequence_s),
         gap_ps=to_ps(max(slower * gaps_s + longer_s, 0.0)),
-        sample_ps=to_ps(slower * timing.sampling_s),
+        sample_ps=to_ps(slower * (timing.greedy_s if greedy else timing.sampling_s)),
         link_ps=_ps(slower * (pp * stage_s + (pp - 1) * hand_on_s(model, gpu, tp, batch))),
         compute_ps=_ps(busier * compute_s + slower * unhidden_s),
         memory_ps=_ps(slower * (memory_s + unhidden_s)),

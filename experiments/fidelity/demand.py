@@ -62,7 +62,8 @@ class Demand:
         spread: GPUs that they are spread over; 1 where they are not.
         crowded: Whether there are more tokens than experts on a GPU, see ``TimingFit.expert_crowding``.
         uneven: Standard deviations by which the GPU with most of them exceeds the mean.
-        cached: Reading keys, values and states.
+        cached: Reading keys and values.
+        states: Reading and writing states of constant size.
         dense_bf16: Matrix work of all but routed experts in bfloat16.
         dense_fp8: In FP8.
         expert_bf16: That of routed experts in bfloat16.
@@ -89,6 +90,7 @@ class Demand:
     crowded: F64
     uneven: F64
     cached: F64
+    states: F64
     dense_bf16: F64
     dense_fp8: F64
     expert_bf16: F64
@@ -138,7 +140,6 @@ def _demand(number: int, run: Served) -> dict[str, NDArray[np.float64] | I64]:
     share = fp8_share(model, gpu) if gpu.fp8_flop_per_s else 0.0
     in_fp8, in_bf16 = share / (gpu.fp8_flop_per_s or 1.0), (1 - share) / gpu.bf16_flop_per_s
     reduces = model.all_reduces if tp > 1 else 0
-    cached_bytes = work.read * kv_bytes_per_gpu(model, tp) + sequences * model.moved_state_bytes_per_sequence / tp
     expert_bytes = model.expert_bytes if routed else 0.0
     fixed_bytes = model.block_bytes + model.head_bytes - expert_bytes * model.experts
     one = {
@@ -159,8 +160,9 @@ def _demand(number: int, run: Served) -> dict[str, NDArray[np.float64] | I64]:
         "given": steady * (work.decodes + work.started),
         "sequences": sequences,
         "tokens": tokens,
+        "cached": work.read * kv_bytes_per_gpu(model, tp) / gpu.memory_bytes_per_s,
+        "states": sequences * model.moved_state_bytes_per_sequence / tp / gpu.memory_bytes_per_s,
         "crowded": (crowds(model, tp, tokens, run.ep) if routed else np.zeros(len(tokens))).astype(np.float64),
-        "cached": cached_bytes / gpu.memory_bytes_per_s,
         "dense_bf16": dense * in_bf16,
         "dense_fp8": dense * in_fp8,
         "expert_bf16": per_pair * busiest * in_bf16,

@@ -21,8 +21,8 @@ class Busy:
         length: Their length.
         active: GPUs do not wait for the host, times dynamic power relative to the highest clock.
         compute: Compute units are busy, times the same.
-        memory: Weights are read, or next tokens chosen.
-        cache: Keys, values and states are read.
+        memory: Weights and states are read, or next tokens chosen.
+        cache: Keys and values are read.
         link: Links are busy.
         host: GPUs wait for the host.
     """
@@ -77,7 +77,8 @@ def iteration(
     )
     host = (cost.step_ps + cost.sequence_ps * sequences) / PS_PER_S
     compute += cost.attention_ps * pairs / PS_PER_S
-    cache = (cost.kv_read_ps * read + cost.state_ps * sequences) / PS_PER_S
+    memory += cost.state_ps * sequences / PS_PER_S
+    cache = cost.kv_read_ps * read / PS_PER_S
     gap, samples = cost.gap_ps / PS_PER_S, cost.sample_ps * sequences / PS_PER_S
     for ratio, scale in zip(power.clock_ratio[::-1].tolist(), power.scale[::-1].tolist(), strict=True):
         busy = compute / ratio

@@ -80,8 +80,8 @@ def run(cost: IterationCost, power: PowerCoefficients, batches: Batches) -> Ran:
     link_ps = cost.link_ps[tokens]
     # Not in integers: those of the longest prompts times their pairs would not fit.
     compute_ps = (cost.compute_ps[tokens] + float(cost.attention_ps) * pairs) / power.clock_ratio
-    memory_ps = cost.memory_ps[tokens].astype(np.float64)
-    cache_ps = float(cost.kv_read_ps) * read + float(cost.state_ps) * sequences
+    memory_ps = cost.memory_ps[tokens] + float(cost.state_ps) * sequences
+    cache_ps = float(cost.kv_read_ps) * read
     work_ps = np.maximum(compute_ps, memory_ps + cache_ps)
     length_ps = host_ps + link_ps + work_ps
     clocked = power.scale * (power.active_w * (length_ps - host_ps) + power.compute_w * compute_ps)

@@ -1,6 +1,6 @@
 """Figures of ``PowerFit`` from measured runs: shared by all models on a GPU, and a factor for each way of serving.
 
-Runs at one clock do not tell what of the power that reading weights takes follows the clock: ``memory_w`` keeps its
+Runs at one clock do not tell what of the power that reading memory takes follows the clock: ``memory_w`` keeps its
 ratio to ``active_w``, which the catalogue has from kernels at several clocks.
 """
 
@@ -23,10 +23,8 @@ SHARED = ("resident_w", "active_w", "compute_w", "cache_w", "link_w")
 MOST_W = 2000.0
 SOFT = 0.05
 NOISE = 0.05
-FACTOR_PRIOR = 0.15
+FACTOR_PRIOR = 0.05
 """Standard deviation of the logarithm of a factor."""
-CACHE_W = 60.0
-"""Standard deviation of ``cache_w`` around ``memory_w``: few runs tell the two apart."""
 SMALL_W = 1000.0
 """Standard deviation of watts around none, so that parts that cannot be told apart share what they have together."""
 
@@ -113,12 +111,6 @@ def fit_power(
     """
     keys = int(key.max()) + 1
     parts = np.stack([busy.active + memory_ratio * busy.memory, busy.compute, busy.cache, busy.link], axis=1)
-    pull = np.diag(np.full(len(SHARED), NOISE / SMALL_W))
-    active, cache = SHARED.index("active_w"), SHARED.index("cache_w")
-    pull[cache, cache], pull[cache, active] = NOISE / CACHE_W, -memory_ratio * NOISE / CACHE_W
-    pulls = np.zeros((len(SHARED) + keys, len(SHARED) + keys))
-    pulls[: len(SHARED), : len(SHARED)] = pull
-    pulls[len(SHARED) :, len(SHARED) :] = np.eye(keys) * (NOISE / FACTOR_PRIOR)
     own = (key[:, None] == np.arange(keys)).astype(np.float64)
 
     def residuals(at: F64) -> tuple[F64, F64]:
@@ -126,8 +118,10 @@ def fit_power(
         factor = np.exp(logs)[key]
         dynamic = factor * (parts @ shared[1:])
         found = idle_w + shared[0] * resident + dynamic
+        prior = np.append(shared * (NOISE / SMALL_W), logs * (NOISE / FACTOR_PRIOR))
         slopes = np.column_stack([resident, factor[:, None] * parts, own * dynamic[:, None]]) / measured_w[:, None]
-        return np.append(found / measured_w - 1, pulls @ at), np.concatenate([slopes, pulls])
+        pulls = np.append(np.full(len(SHARED), NOISE / SMALL_W), np.full(keys, NOISE / FACTOR_PRIOR))
+        return np.append(found / measured_w - 1, prior), np.concatenate([slopes, np.diag(pulls)])
 
     some = np.ones(len(key)) if counts is None else counts
     weighed = np.append(some, np.ones(len(SHARED) + keys))

@@ -68,7 +68,7 @@ class Cost:
 class Busy:
     """How long each iteration lasts, and how much of it each part is at work; seconds, arrays of equal length.
 
-    Choosing next tokens keeps memory busy as reading weights does; reading the cache counts apart.
+    Choosing next tokens keeps memory busy as reading weights does; reading keys and values counts apart.
     """
 
     length_s: F64
@@ -113,7 +113,7 @@ class Prediction:
 def busy(work: Compositions, cost: Cost, clock: F64 | float = 1.0) -> Busy:
     """Times of every iteration; ``clock`` is relative to the highest, one for all or one each."""
     compute = (cost.compute_s[work.tokens] + cost.attention_s * work.pairs) / clock
-    weights, cache = cost.memory_s[work.tokens], cost.kv_read_s * work.read + cost.state_s * work.sequences
+    weights, cache = cost.memory_s[work.tokens] + cost.state_s * work.sequences, cost.kv_read_s * work.read
     host = np.asarray(cost.step_s + cost.sequence_s * work.sequences, np.float64)
     link, sample = cost.link_s[work.tokens], cost.sample_s * work.sequences
     length = host + cost.gap_s + sample + link + np.maximum(compute, weights + cache)

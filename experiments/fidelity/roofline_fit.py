@@ -31,18 +31,18 @@ RANGES = {
     "memory_efficiency": Range(0.85, 0.4, 0.93),
     "expert_memory_efficiency": Range(0.8, 0.2, 1.0),
     "expert_crowding": Range(0.2, 1e-3, 3.0),
-    "kv_efficiency": Range(0.8, 0.2, 0.93),
+    "kv_efficiency": Range(0.8, 0.5, 0.93),
     "expert_spread": Range(0.6, 0.1, 1.0),
-    "overlap_loss": Range(0.4, 0.01, 1.0),
     "step_s": Range(1e-3, 1e-5, 2e-2),
     "sequence_s": Range(1e-5, 1e-7, 3e-4),
     "layer_s": Range(1e-5, 1e-7, 1e-4),
     "expert_layer_s": Range(3e-5, 1e-7, 3e-4),
     "sampling_s": Range(2e-5, 1e-7, 3e-4),
     "scan_s": Range(2e-6, 1e-8, 1e-4),
-    "link_efficiency": Range(0.6, 0.1, 1.0),
-    "message_s": Range(1.2e-5, 1e-6, 1e-4),
 }
+HELD = {"overlap_loss": 0.05, "link_efficiency": 0.7, "message_s": 1.2e-5}
+"""Not fitted: mixtures would shift their own inefficiencies to them. The runs of one dense model at many batch sizes
+(nlr-online, fit part) want overlap_loss below 0.1; the other two are assumed, and those runs agree."""
 NAMES = tuple(RANGES)
 START = {name: one.start for name, one in RANGES.items()}
 
@@ -102,7 +102,7 @@ def times(demand: Demand, figures: Mapping[str, float], step_s: F64 | float = 0.
         step_s: Added to each while GPUs work.
         clock: Relative to the highest.
     """
-    f = figures
+    f = HELD | dict(figures)
     weights = demand.weights + demand.experts(f["expert_spread"], f["expert_crowding"]) / f["expert_memory_efficiency"]
     weights = weights / f["memory_efficiency"]
     dense = demand.dense_bf16 + demand.dense_fp8 / f["fp8_efficiency"]
@@ -110,7 +110,7 @@ def times(demand: Demand, figures: Mapping[str, float], step_s: F64 | float = 0.
     matrices = (dense + routed / f["expert_compute_efficiency"]) / f["compute_efficiency"]
     unhidden = f["overlap_loss"] * np.minimum(matrices, weights)
     compute = (matrices + unhidden + demand.scanned * f["scan_s"] + demand.attention) / clock
-    cache = demand.cached / f["kv_efficiency"]
+    cache, weights = demand.cached / f["kv_efficiency"], weights + demand.states / f["kv_efficiency"]
     host = f["step_s"] + f["sequence_s"] * demand.sequences
     gaps = np.maximum(f["layer_s"] * demand.layers + f["expert_layer_s"] * demand.moe_layers + step_s, 0)
     sampling = f["sampling_s"] * demand.sequences
@@ -180,7 +180,8 @@ def fit_timing(
         at = np.concatenate([np.log([start.figures[name] for name in NAMES]), start.step_s * MS])
     bounds = (np.concatenate([low, offset_low]), np.concatenate([high, offset_high]))
     at = minimise(residuals, at, *bounds, SOFT, weighed, NEAR_STEPS if start else MOST_STEPS)
-    return Timing(dict(zip(NAMES, np.exp(at[: len(NAMES)]).tolist(), strict=True)), at[len(NAMES) :] / MS)
+    figures = dict(zip(NAMES, np.exp(at[: len(NAMES)]).tolist(), strict=True)) | HELD
+    return Timing(figures, at[len(NAMES) :] / MS)
 
 
 def _residuals(demand: Demand, measured: Seen, key: I64, centre: F64, clock: F64 | float, at: F64) -> tuple[F64, F64]:

@@ -50,7 +50,8 @@ class TimingFit(Fitted):
         sequence_s: More of it for each sequence, seconds.
         layer_s: What starting the kernels of a layer adds, seconds.
         expert_layer_s: What routing adds to a layer with experts, seconds.
-        sampling_s: Choosing the next token of one sequence on the GPU, seconds.
+        sampling_s: Choosing the next token of one sequence at random on the GPU, from the sorted likeliest, seconds.
+        greedy_s: Choosing the likeliest, seconds.
         scan_s: Mamba scan of one token in one layer at the highest clock, seconds.
         link_efficiency: Share of the link bandwidth that an all-reduce reaches.
         message_s: Latency of one all-reduce, seconds.
@@ -71,6 +72,7 @@ class TimingFit(Fitted):
     layer_s: NonNegative
     expert_layer_s: NonNegative
     sampling_s: NonNegative
+    greedy_s: NonNegative
     scan_s: NonNegative
     link_efficiency: Fraction
     message_s: NonNegative
@@ -85,8 +87,8 @@ class PowerFit(Fitted):
         resident_w: Added in proportion to the share of the memory that weights take, watts.
         active_w: Added while GPUs work rather than wait for the host, at the highest clock, watts.
         compute_w: Added at full compute utilisation, at the highest clock, watts.
-        memory_w: Added while weights are read and next tokens chosen, at any clock, watts.
-        cache_w: Added while keys, values and states are read, at any clock, watts.
+        memory_w: Added while weights and states are read and next tokens chosen, at any clock, watts.
+        cache_w: Added while keys and values are read, at any clock, watts.
         link_w: Added while GPUs communicate, at any clock, watts.
     """
 

@@ -159,21 +159,19 @@ def decode(engine: Engine, r: int, limit: int, launch_until: int, most: int, tak
     d, n, now, cached = slot.deployment, slot.decodes, slot.now_ps, slot.context
     dep = engine.deployments[d]
     host, link, sample = host_ps(engine, d, n), engine.cost[d, LINK, n], sample_ps(engine, d, n)
-    fixed, kv, state = fixed_ps(engine, d, n, link), dep.kv_read_ps, dep.state_ps * n
-    weights = engine.cost[d, MEMORY, n]
-    streamed = weights + state
+    fixed, weights, kv = fixed_ps(engine, d, n, link), engine.cost[d, MEMORY, n] + dep.state_ps * n, dep.kv_read_ps
     if slot.governed == 0:
         compute = engine.cost[d, COMPUTE, n] + dep.attention_ps * (cached + n)
-        govern(engine, r, n, link, compute, weights, state + kv * (cached + n))
+        govern(engine, r, n, link, compute, weights, kv * (cached + n))
     step = slot.step
     ratio = engine.ladder[d, CLOCK, step]
     matrix = round(engine.cost[d, COMPUTE, n] / ratio)
     attention = round(dep.attention_ps / ratio)
 
     k = min(most, engine.heap_key[r, 0] - slot.iteration)
-    memory_bound = streamed + kv * (cached + n) >= matrix + attention * (cached + n)
-    base, slope = (streamed, kv) if memory_bound else (matrix, attention)
-    other, other_slope = (matrix, attention) if memory_bound else (streamed, kv)
+    memory_bound = weights + kv * (cached + n) >= matrix + attention * (cached + n)
+    base, slope = (weights, kv) if memory_bound else (matrix, attention)
+    other, other_slope = (matrix, attention) if memory_bound else (weights, kv)
     if other_slope > slope:
         # The other side of the roofline takes over once the cache has grown past `turn` tokens.
         turn = (base - other) // (other_slope - slope)
@@ -185,8 +183,8 @@ def decode(engine: Engine, r: int, limit: int, launch_until: int, most: int, tak
         read = within * cached + n * (within * (within + 1) // 2)
         total = leap_time(within, fixed + base, slope, cached, n)
         compute, memory = within * matrix + attention * read, within * (weights + sample)
-        cache = within * state + kv * read
-        spend(engine, r, energy_of(engine, d, step, total, within * host, within * link, compute, memory, cache))
+        energy = energy_of(engine, d, step, total, within * host, within * link, compute, memory, kv * read)
+        spend(engine, r, energy)
         take_blocks(engine, r, blocks_for(engine, r, within, dep.block_shift) - taken)
         slot.now_ps = now + total
         slot.iteration += within
@@ -200,8 +198,8 @@ def decode(engine: Engine, r: int, limit: int, launch_until: int, most: int, tak
     read = slot.context + n
     total = fixed + base + slope * read
     take_blocks(engine, r, blocks_for(engine, r, 1, dep.block_shift) - taken)
-    compute, memory, cache = matrix + attention * read, weights + sample, state + kv * read
-    take_off(engine, r, total, 0, energy_of(engine, d, step, total, host, link, compute, memory, cache))
+    compute, memory = matrix + attention * read, weights + sample
+    take_off(engine, r, total, 0, energy_of(engine, d, step, total, host, link, compute, memory, kv * read))
 
 
 @part
@@ -216,7 +214,7 @@ def launch_mixed(engine: Engine, r: int, prefill: int, read: int, pairs: int) ->
     host, link = host_ps(engine, d, sequences), engine.cost[d, LINK, tokens]
     fixed, sample = fixed_ps(engine, d, sequences, link), sample_ps(engine, d, sequences)
     compute = engine.cost[d, COMPUTE, tokens] + dep.attention_ps * (pairs + decoded)
-    memory, cache = engine.cost[d, MEMORY, tokens], dep.state_ps * sequences + dep.kv_read_ps * (read + decoded)
+    memory, cache = engine.cost[d, MEMORY, tokens] + dep.state_ps * sequences, dep.kv_read_ps * (read + decoded)
     step = govern(engine, r, sequences, link, compute, memory, cache)
     compute = round(compute / engine.ladder[d, CLOCK, step])
     total = fixed + max(compute, memory + cache)

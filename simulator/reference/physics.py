@@ -51,8 +51,8 @@ class Times(NamedTuple):
         host: GPUs wait.
         link: They communicate.
         compute: They compute.
-        memory: They read weights, or choose next tokens.
-        cache: They read keys, values and states.
+        memory: They read weights and states, or choose next tokens.
+        cache: They read keys and values.
     """
 
     length: int
@@ -108,8 +108,8 @@ class Physics:
     def _times(self, work: Work, compute_ps: int) -> Times:
         host_ps = self._step_ps + self._sequence_ps * work.sequences
         link_ps = self._link_ps[work.tokens]
-        memory_ps = self._memory_ps[work.tokens]
-        cache_ps = self._state_ps * work.sequences + self._kv_read_ps * work.read
+        memory_ps = self._memory_ps[work.tokens] + self._state_ps * work.sequences
+        cache_ps = self._kv_read_ps * work.read
         sample_ps = self._sample_ps * work.sequences
         fixed_ps = host_ps + self._gap_ps + sample_ps + link_ps
         length_ps = fixed_ps + max(compute_ps, memory_ps + cache_ps)

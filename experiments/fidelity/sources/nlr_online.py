@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ....simulator.blueprint import Blueprint
+from ....simulator.catalog import Catalog
+from ....simulator.errors import InputError
 from ..csv_rows import Line
-from ..source import Row
+from ..source import Advance, Fitted, Row
 from .nlr_lengths import dataset, log_normal, with_mean
-from .nlr_node import ASSUMED, Run, Work, play
+from .nlr_node import ASSUMED, GPU, Run, Work, play
 from .nlr_source import NlrSource, band, groups
 
 FIRST_RATE = 10.0
 """Each sweep over the rates sends the same prompts and begins here; later runs find them in the KV cache."""
+
+LEAST_GREEDY_S = 1e-6
+SECANTS = 6
+ENOUGH = 1e-3
+"""Median error at which the search for greedy_s ends."""
 
 TEST_S = 1.6
 """The published scripts count power from the rise for the client's test request on, about so long before the others."""
@@ -63,6 +71,34 @@ class NlrOnline(NlrSource):
         *MEASURED.values(),
     )
 
+    def fit(self, rows: Sequence[Row], catalog: Catalog, rng: np.random.Generator, advance: Advance) -> Fitted:
+        """Fits the power of the host, as the other sources of the node do, and before it what a greedy choice takes.
+
+        ``greedy_s`` is where the median error of the mean TPOT vanishes, by the secant method: TPOT grows with it
+        almost in proportion.
+
+        Raises:
+            InputError: There is no row.
+        """
+        if not rows:
+            raise InputError(self.name, "no row to fit to", "Give at least one")
+        seed = int(rng.integers(2**31))
+
+        def bias(greedy_s: float) -> float:
+            simulated = self.simulate(rows, _with_greedy(catalog, greedy_s), seed, _nobody)
+            return float(np.median([s["tpot"] / r.measured["tpot"] - 1 for s, r in zip(simulated, rows, strict=True)]))
+
+        at, other = catalog.gpu(GPU).timing.greedy_s, LEAST_GREEDY_S
+        off, off_other = bias(at), bias(other)
+        for _ in range(SECANTS):
+            if abs(off) < ENOUGH or off == off_other:
+                break
+            better = max(at - off * (at - other) / (off - off_other), LEAST_GREEDY_S)
+            at, other, off, off_other = better, at, bias(better), off
+        found = super().fit(rows, _with_greedy(catalog, at), rng, advance)
+        entry = {**found.tables["gpus"][GPU], "timing": {"greedy_s": float(f"{at:.3g}")}}
+        return Fitted({"gpus": {GPU: entry}}, found.intervals, found.residuals)
+
     def _row(self, line: Line) -> Row:
         name, limit, rate = line.text("dataset"), int(line.positive("output_len")), line.positive("request_rate")
         dataset(name, line.place)
@@ -105,3 +141,13 @@ class NlrOnline(NlrSource):
             "duration": run.duration_s,
             "throughput": run.tokens / run.duration_s,
         }
+
+
+def _with_greedy(catalog: Catalog, greedy_s: float) -> Catalog:
+    gpu = catalog.gpu(GPU)
+    timing = gpu.timing.model_copy(update={"greedy_s": greedy_s})
+    return replace(catalog, gpus={**catalog.gpus, GPU: gpu.model_copy(update={"timing": timing})})
+
+
+def _nobody(done: int) -> None:
+    """Is told how far a simulation within the fit is."""
