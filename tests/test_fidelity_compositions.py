@@ -99,7 +99,7 @@ def test_a_power_limit_lowers_the_clock_until_it_holds() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 12), st.integers(0, 30), st.integers(700, 4000), st.integers(0, 99))
+@given(st.integers(1, 12), st.integers(0, 30), st.integers(704, 4000), st.integers(0, 99))
 def test_every_token_is_generated_once(places: int, more: int, kv_tokens: int, seed: int) -> None:
     run = some_run(places + 2 + more, places, kv_tokens, seed)
     work = compose(run)

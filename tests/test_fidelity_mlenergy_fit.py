@@ -60,7 +60,9 @@ def test_the_model_that_is_fitted_is_the_roofline_of_the_engine(name: str, tp: i
     cost = Cost.of(iteration_cost(run.model, GPU, tp, ep=ep, scale=scale))
     demand = Demand.of([run])
     ours, theirs = times(demand, GPU.timing.model_dump(), 2e-3), busy(run.work, cost)
-    for mine, its in zip(ours, (theirs.length_s, theirs.host_s, theirs.compute_s, theirs.memory_s), strict=False):
+    for mine, its in zip(
+        ours, (theirs.length_s, theirs.host_s, theirs.compute_s, theirs.memory_s, theirs.cache_s), strict=False
+    ):
         assert mine == pytest.approx(its, rel=4e-4)
     assert ours.link == pytest.approx(theirs.link_s, rel=1e-6, abs=1e-12)
     found, expected = seen(demand, theirs.length_s)[0], predict(run.work, cost)
@@ -131,21 +133,21 @@ def test_an_offset_goes_to_the_model_that_has_it_and_an_outlier_to_none() -> Non
     assert found.step_s[1] == pytest.approx(4e-3, rel=0.25)
     assert np.abs(np.delete(found.step_s, 1)).max() < 1e-3
     again = seen(demand, times(demand, found.figures, found.step_s[key][demand.run]).length)[0]
-    assert np.delete(again.itl_s, 1) == pytest.approx(np.delete(measured.itl_s, 1), rel=0.03)
+    assert np.delete(again.itl_s, 1) == pytest.approx(np.delete(measured.itl_s, 1), rel=0.05)
 
 
 def test_known_watts_are_found_again() -> None:
     rng = np.random.default_rng(0)
-    busy_shares = Shares(*(rng.uniform(0.1, 0.9, 60) for _ in range(4)))
+    busy_shares = Shares(*(rng.uniform(0.1, 0.9, 60) for _ in range(5)))
     resident, key = rng.uniform(0.1, 0.9, 60), np.repeat(np.arange(6), 10)
     ratio = 0.5
     factor = np.array([1.0, 1.0, 1.2, 0.8, 1.0, 1.0])
-    true = {"active_w": 220.0, "compute_w": 400.0, "memory_w": 110.0, "link_w": 50.0}
+    true = {"active_w": 220.0, "compute_w": 400.0, "memory_w": 110.0, "cache_w": 150.0, "link_w": 50.0}
     dynamic = sum(watts * part for watts, part in zip(true.values(), busy_shares, strict=True))
     measured = 100 + factor[key] * np.asarray(dynamic)
     measured[5] *= 1.5
     found = fit_power(busy_shares, resident, measured, 100.0, ratio, key)
-    for name in ("active_w", "compute_w", "memory_w"):
+    for name in ("active_w", "compute_w", "memory_w", "cache_w"):
         assert found.shared[name] == pytest.approx(true[name], rel=0.08), name
     assert found.shared["resident_w"] < 15 and set(SHARED) < set(found.shared)
     assert found.factor == pytest.approx(factor, abs=0.05)
@@ -168,12 +170,12 @@ def test_the_solver_keeps_to_the_bounds_and_ignores_an_outlier() -> None:
 
 
 def _rows(source: MlEnergy, catalog: Catalog, bursty: str = "") -> list[Row]:
-    """Rows whose measured values are what a catalogue gives."""
+    """Rows whose measured values are what a catalogue gives; bursts in one configuration."""
     rows = []
     for name, task in (("Qwen3-8B", "lm-arena-chat"), ("Qwen3-8B", "gpqa"), ("Llama-3.1-8B", "lm-arena-chat")):
         for places in (8, 32):
             given: dict[str, Any] = {"model": name, "task": task, "num_gpus": 1, "ep": 1, "dp": 1}
-            given |= {"max_num_seqs": places, "avg_output_len": 60.0, "weight_precision": "bfloat16"}
+            given |= {"max_num_seqs": places, "avg_output_len": 400.0, "weight_precision": "bfloat16"}
             bare = Row(f"{name}:{task}:{places}", f"{name}|{task}", {}, {"gpu": "H100-80GB", "model": name}, given)
             (measured,) = source.simulate([bare], catalog, 0, lambda done: None)
             rows.append(replace(bare, measured=dict(measured)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from llmcluster.simulator.power import power_coefficients
 from llmcluster.simulator.topology import ClusterSpec
 from llmcluster.simulator.workload.table import RequestTable
 
-CATALOG = Catalog.builtin()
+CATALOG = replace(Catalog.builtin(), scales={})
 MODEL, GPU = CATALOG.model("Qwen3-8B"), CATALOG.gpu("H100-80GB")
 ENTRY = '[[scales]]\nmodel = "Qwen3-8B"\ngpu = "H100-80GB"\nsource = "a test"\n'
 

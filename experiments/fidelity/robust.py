@@ -12,12 +12,20 @@ Model = Callable[[F64], tuple[F64, F64]]
 """Residuals (N,) and their Jacobian (N, P) at parameters (P,)."""
 
 MOST_STEPS = 200
-LEAST_GAIN = 1e-6
+LEAST_GAIN = 1e-5
 EASIER, HARDER = 0.3, 4.0
 HARDEST = 1e8
 
 
-def minimise(model: Model, start: F64, low: F64, high: F64, scale: float, counts: F64 | None = None) -> F64:
+def minimise(
+    model: Model,
+    start: F64,
+    low: F64,
+    high: F64,
+    scale: float,
+    counts: F64 | None = None,
+    most_steps: int = MOST_STEPS,
+) -> F64:
     """Parameters with the least sum of 2·(√(1 + (r/scale)²) − 1) over the residuals.
 
     Args:
@@ -27,6 +35,7 @@ def minimise(model: Model, start: F64, low: F64, high: F64, scale: float, counts
         high: Greatest.
         scale: Residuals far above it count by their size, those below by their square.
         counts: How often each residual counts; once by default.
+        most_steps: Steps after which it stops wherever it is.
 
     Returns:
         A local minimum within the bounds.
@@ -35,7 +44,7 @@ def minimise(model: Model, start: F64, low: F64, high: F64, scale: float, counts
     residuals, jacobian = model(at)
     times = np.ones(len(residuals)) if counts is None else counts
     loss, damping = _loss(residuals, times, scale), 1e-2
-    for _ in range(MOST_STEPS):
+    for _ in range(most_steps):
         weights = times / np.sqrt(1 + (residuals / scale) ** 2)
         slope = jacobian.T @ (weights * residuals)
         curvature = jacobian.T @ (weights[:, None] * jacobian)

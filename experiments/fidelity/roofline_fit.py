@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .demand import Demand
-from .robust import minimise
+from .robust import MOST_STEPS, minimise
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -58,6 +58,8 @@ STEP_MOST_S = 15e-3
 THROUGHPUT_WEIGHT = 0.7
 MS = 1e3
 NUDGE = 1e-4
+NEAR_STEPS = 20
+"""Most steps from a fit of almost the same."""
 
 
 class Times(NamedTuple):
@@ -177,7 +179,7 @@ def fit_timing(
     else:
         at = np.concatenate([np.log([start.figures[name] for name in NAMES]), start.step_s * MS])
     bounds = (np.concatenate([low, offset_low]), np.concatenate([high, offset_high]))
-    at = minimise(residuals, at, *bounds, SOFT, weighed)
+    at = minimise(residuals, at, *bounds, SOFT, weighed, NEAR_STEPS if start else MOST_STEPS)
     figures = dict(zip(NAMES, np.exp(at[: len(NAMES)]).tolist(), strict=True)) | HELD
     return Timing(figures, at[len(NAMES) :] / MS)
 
