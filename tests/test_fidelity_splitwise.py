@@ -198,7 +198,8 @@ def test_a_row_is_what_its_figures_say_by_hand(catalog: Catalog) -> None:
     slowed_ps = TRUE.slow_link * (cost.link_ps[4096] - cost.link_ps[2048])
     working_ps = cost.link_ps[4096] + slowed_ps + compute_ps
     prompt_ps = host_ps + working_ps + (TRUE.first_s + 4 * TRUE.sequence_s) * 1e12
-    memory_ps = cost.memory_ps[4] + cost.kv_read_ps * 4 * (1024 + 100)
+    cache_ps = cost.kv_read_ps * 4 * (1024 + 100)
+    memory_ps = cost.memory_ps[4] + cache_ps
     token_ps = host_ps + (TRUE.launch_s + 4 * TRUE.sequence_s) * 1e12
     assert memory_ps < TRUE.launch_s * 1e12 < working_ps
     assert found["prompt_time"] == pytest.approx(1.2 * prompt_ps / 1e9)
@@ -208,7 +209,8 @@ def test_a_row_is_what_its_figures_say_by_hand(catalog: Catalog) -> None:
     decode_compute_ps = cost.compute_ps[4] + cost.attention_ps * 4 * (1024 + 100)
     decode = power.active_w * (cost.link_ps[4] + memory_ps) + power.compute_w * decode_compute_ps
     length_ps = prompt_ps + 200 * token_ps
-    energy = power.idle_w * length_ps + busy + 200 * (decode + power.memory_w * memory_ps)
+    decode += power.memory_w * cost.memory_ps[4] + power.cache_w * cache_ps
+    energy = power.idle_w * length_ps + busy + 200 * decode
     assert power.link_w == 0
     assert found["power"] == pytest.approx(energy / length_ps / power.cap_max_w)
 
