@@ -149,6 +149,50 @@ def backtest_command(
     write_json(result, json_file)
 
 
+@app.command("value", epilog="Example: llmcluster forecast value --scenario power-budget --episodes 30 --json -")
+def value_command(
+    scenario: Annotated[str, typer.Option(help="Name of a scenario, or path of a TOML file")] = "default",
+    agent: Annotated[str, typer.Option(help="Controller, tuned for each forecaster alike")] = "follow-power",
+    forecasters: Annotated[
+        str,
+        typer.Option(help="none, persistence, gru, oracle, or files of weights, by comma; the first is compared to"),
+    ] = "none,persistence,gru,oracle",
+    episodes: Annotated[int, typer.Option(min=1, help="Held-out episodes")] = 30,
+    seed: SeedOption = 0,
+    json_file: JsonOption = None,
+) -> None:
+    """Show what a forecast is worth to a controller, on the same traffic with each forecaster."""
+    from ..envs.scenario import load_scenario
+    from .forecast_value import check, value
+    from .output import announce_compilation
+
+    chosen, names = load_scenario(scenario), _names(forecasters)
+    total = (check(chosen, agent, names) + episodes) * len(names)
+    announce_compilation()
+    with progress_bar() as progress:
+        bar = progress.add_task("playing", total=total)
+        result = value(chosen, agent, names, episodes, seed, lambda: progress.advance(bar))
+    _print_value(result, people(json_file))
+    write_json(result, json_file)
+
+
+def _print_value(result: dict[str, Any], console: Console) -> None:
+    title = f"{result['agent']} on {result['scenario']}, {result['episodes']} held-out episodes"
+    table = Table("forecaster", box=box.SIMPLE, title=title, title_justify="left")
+    for heading in ("reward", "95 %", f"difference to {result['reference']}", "95 %"):
+        table.add_column(heading, justify="right")
+    table.add_column("chosen on validation traffic")
+    for name, row in result["results"].items():
+        (mean, *bounds), (gap, *gap_bounds) = row["reward"], row["difference"]
+        label = f"{name} †" if row["clairvoyant"] else name
+        table.add_row(
+            label, f"{mean:.1f}", _range(bounds, "{:.1f}"), f"{gap:+.1f}", _range(gap_bounds, "{:+.1f}"), row["chosen"]
+        )
+    console.print(table)
+    if any(row["clairvoyant"] for row in result["results"].values()):
+        console.print("† knows the arrivals to come, so it does not compete", style="dim")
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 

@@ -148,12 +148,12 @@ def _say(heads: Floats, levels: Floats, scale_w: float, packed: Packed, out: Flo
 
 
 @compiled
-def step(sample: Floats, inputs: Floats, scale_w: Floats, state: State, packed: Packed, out: Floats) -> None:
-    """Takes a sample into the state and writes forecasts; the same as :class:`Learned` does with numpy.
+def steps(samples: Floats, inputs: Floats, scale_w: Floats, state: State, packed: Packed, out: Floats) -> None:
+    """Takes samples into the state and writes forecasts after the last; the same as :class:`Learned` does with numpy.
 
     Args:
-        sample: Watts, (C,).
-        inputs: Covariates, (C, K).
+        samples: Watts, (n, C).
+        inputs: Covariates, (n, C, K).
         scale_w: (C,).
         state: Changed.
         packed: Weights.
@@ -161,13 +161,14 @@ def step(sample: Floats, inputs: Floats, scale_w: Floats, state: State, packed: 
     """
     seen, heads = np.empty(len(packed.enter)), np.empty(len(packed.head_bias))
     new, old = np.empty(len(packed.enter_bias)), np.empty(len(packed.enter_bias))
-    for c in range(len(sample)):
-        _see(c, sample, inputs, scale_w, state, packed, seen)
-        _multiply(seen, packed.enter, packed.enter_bias, new)
-        _multiply(state.hidden[c], packed.recur, packed.recur_bias, old)
-        _gates(state.hidden[c], new, old)
-        _multiply(state.hidden[c], packed.head, packed.head_bias, heads)
+    for c in range(samples.shape[1]):
+        for i in range(len(samples)):
+            _see(c, samples[i], inputs[i], scale_w, state, packed, seen)
+            _multiply(seen, packed.enter, packed.enter_bias, new)
+            _multiply(state.hidden[c], packed.recur, packed.recur_bias, old)
+            _gates(state.hidden[c], new, old)
         if state.begun[c]:
+            _multiply(state.hidden[c], packed.head, packed.head_bias, heads)
             _say(heads, state.levels[c], scale_w[c], packed, out[c])
         else:
             out[c] = math.nan

@@ -56,14 +56,13 @@ class Gru(Learned):
         self._fused, self._packed = fused, self._pack(fused.Packed)
 
     def update(self, power_w: Floats, covariates: Mapping[str, Floats] | None = None) -> Floats:
-        """See :class:`Model`; each sample in one compiled call."""
+        """See :class:`Model`; all samples in one compiled call."""
         samples = np.atleast_2d(np.asarray(power_w, np.float64))
         inputs = self._given(covariates, samples.shape)
         own = self._state
         state = self._fused.State(self._begun, self._power, self._inputs, own["means"], own["levels"], own["hidden"])
         out = np.empty((samples.shape[1], len(TARGETS), len(QUANTILES)))
-        for sample, beside in zip(samples, inputs, strict=True):
-            self._fused.step(sample, beside, self._scale_w, state, self._packed, out)
+        self._fused.steps(samples, inputs, self._scale_w, state, self._packed, out)
         return out
 
     def _pack(self, packed: type[Packed]) -> Packed:
