@@ -13,7 +13,7 @@ LATENCIES = (("ttft_s", "TTFT"), ("tpot_s", "TPOT"), ("e2e_s", "end to end"))
 
 def print_summary(result: dict[str, Any], console: Console) -> None:
     """Prints what ``llmcluster simulate`` found."""
-    lost = {key: result[f"requests_{key}"] for key in ("rejected", "timed_out", "unfinished")}
+    lost = {key: result[f"requests_{key}"] for key in ("rejected", "timed_out", "failed", "unfinished")}
     others = ", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in lost.items() if count)
     console.print(
         f"[bold]{result['requests_completed']:,}[/] of {result['requests']:,} requests completed"

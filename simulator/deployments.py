@@ -105,7 +105,9 @@ def _deployment(number: int, name: str, slot: Slot, engine: EngineSpec, catalog:
     capacity = kv_capacity_tokens(model, gpu, tp, engine.gpu_memory_utilization, pp)
     return Deployment(
         model=number,
-        cost=iteration_cost(model, gpu, tp, engine.max_num_batched_tokens, pp, slot.spec.ep, scale),
+        cost=iteration_cost(
+            model, gpu, tp, engine.max_num_batched_tokens, pp, slot.spec.ep, scale, engine.sampling == "greedy"
+        ),
         power=power_coefficients(model, gpu, tp, pp, scale),
         kv_blocks=capacity // engine.block_size,
         max_model_len=min(engine.max_model_len or model.max_model_len, model.max_model_len),
@@ -126,7 +128,7 @@ def stack(deployments: Sequence[Deployment], engine: EngineSpec) -> Tables:
         records[name] = [getattr(c, name) for c in costs]
     for name in ("throttle_c", "resume_c", "gpus"):
         records[name] = [getattr(p, name) for p in powers]
-    for name in ("off", "idle", "memory", "link"):
+    for name in ("off", "idle", "memory", "cache", "link"):
         records[f"{name}_cw"] = [round(getattr(p, f"{name}_w") * UNITS_PER_W) for p in powers]
     records["transfer_ps"] = [d.kv_transfer_ps for d in deployments]
     records["transfer_latency_ps"] = [d.kv_transfer_latency_ps for d in deployments]
@@ -161,7 +163,7 @@ def _check_range(tables: Tables, engine: EngineSpec) -> None:
         each_ps = float(record["sequence_ps"]) + float(record["sample_ps"])
         fixed_ps = float(record["step_ps"]) + float(record["gap_ps"]) + each_ps * sequences
         longest_ps = fixed_ps + cost[LINK].max() + np.maximum(compute_ps, memory_ps)
-        steady_cw = record["idle_cw"] + record["memory_cw"] + record["link_cw"]
+        steady_cw = record["idle_cw"] + max(record["memory_cw"], record["cache_cw"]) + record["link_cw"]
         energy = float((longest_ps * (watt.sum(axis=0) + steady_cw)).max())
         if energy >= 2.0**63:
             fitting = int(engine.max_num_batched_tokens * 2.0**63 / energy)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cluster import Cluster
-from .kernels.state import FINISHED, PENDING, REJECTED, TIMED_OUT, Records
+from .kernels.state import FINISHED, LOST, PENDING, REJECTED, TIMED_OUT, Records
 from .units import J_PER_KWH, PS_PER_S
 
 PERCENTILES = (50, 90, 99)
@@ -42,9 +42,11 @@ def met_slo(cluster: Cluster, rows: NDArray[np.int64], limits: SloLimits) -> NDA
 
 
 def _sent(requests: Records) -> NDArray[np.bool_]:
-    """Which requests have reached the cluster: a closed loop's next one has not, whatever its earliest arrival."""
-    sent: NDArray[np.bool_] = requests["status"] != PENDING
-    return sent
+    """Which requests have reached the cluster: a closed loop's next one has not, whatever its earliest arrival.
+
+    One that timed out and whose client is about to try again has.
+    """
+    return np.asarray((requests["status"] != PENDING) | (requests["attempts"] > 0))
 
 
 def overdue(cluster: Cluster, limits: SloLimits) -> int:
@@ -77,11 +79,14 @@ class Latencies:
 class Summary:
     """Results of a run. Requests are counted by arrival after the warm-up, energy and power by the second after it.
 
+    Those completed, rejected, timed out, failed and unfinished are all the requests.
+
     Attributes:
         requests: Requests counted.
         requests_completed: Those that got all their tokens.
         requests_rejected: Those too long for any slot.
         requests_timed_out: Those whose client gave up.
+        requests_failed: Those that were lost with a slot that failed.
         requests_unfinished: Those still there at the end.
         preemptions: Preemptions of the counted requests.
         prompt_tokens: Prompt tokens of the completed requests.
@@ -110,6 +115,7 @@ class Summary:
     requests_completed: int
     requests_rejected: int
     requests_timed_out: int
+    requests_failed: int
     requests_unfinished: int
     preemptions: int
     prompt_tokens: int
@@ -193,6 +199,7 @@ def summarize(
         requests_completed=len(done),
         requests_rejected=count(REJECTED),
         requests_timed_out=count(TIMED_OUT),
+        requests_failed=count(LOST),
         requests_unfinished=int(np.count_nonzero(requests["finish_ps"] < 0)),
         preemptions=int(requests["preemptions"].sum()),
         prompt_tokens=int(done["prompt"].sum()),

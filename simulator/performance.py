@@ -18,6 +18,7 @@ from .parallelism import Stage, check_ep, check_tp, largest_share, pipeline_stag
 from .units import PS_PER_S, to_ps
 
 FLOP_PER_PARAMETER = 2
+BF16_BYTES = 2
 MAX_BATCHED_TOKENS = 8192
 BLOCK_TOKENS = 16
 GPU_MEMORY_UTILIZATION = 0.9
@@ -31,6 +32,7 @@ def iteration_cost(
     pp: int = 1,
     ep: bool = False,
     scale: Scale | None = None,
+    greedy: bool = False,
 ) -> IterationCost:
     """Roofline of one engine iteration, tabulated by batched tokens.
 
@@ -64,6 +66,7 @@ def iteration_cost(
         pp: Pipeline stages, each of ``tp`` GPUs.
         ep: Whether experts are spread whole over the GPUs of a stage.
         scale: Factors fitted for just this; none by default.
+        greedy: Whether every next token is the likeliest, rather than drawn from the likeliest.
 
     Returns:
         Times in integer picoseconds at the highest clock.
@@ -81,7 +84,7 @@ def iteration_cost(
     share = largest_share(stages)
     tokens = np.arange(max_tokens + 1, dtype=np.float64)
     batch = np.maximum(tokens / pp, np.minimum(tokens, 1))
-    flop_per_s = gpu.mixed_flop_per_s(model.fp8_share, timing.fp8_efficiency) * timing.compute_efficiency * tp
+    flop_per_s = gpu.mixed_flop_per_s(fp8_share(model, gpu), timing.fp8_efficiency) * timing.compute_efficiency * tp
     bytes_per_s = gpu.memory_bytes_per_s * timing.memory_efficiency
     matrix_s = FLOP_PER_PARAMETER * _multiplied(model, gpu, tp, batch, ep) / flop_per_s
     scans_s = batch * timing.scan_s * (model.mamba.layers if model.mamba else 0) / tp
@@ -98,7 +101,7 @@ def iteration_cost(
         step_ps=to_ps(slower * pp * timing.step_s),
         sequence_ps=to_ps(slower * timing.sequence_s),
         gap_ps=to_ps(max(slower * gaps_s + longer_s, 0.0)),
-        sample_ps=to_ps(slower * timing.sampling_s),
+        sample_ps=to_ps(slower * (timing.greedy_s if greedy else timing.sampling_s)),
         link_ps=_ps(slower * (pp * stage_s + (pp - 1) * hand_on_s(model, gpu, tp, batch))),
         compute_ps=_ps(busier * compute_s + slower * unhidden_s),
         memory_ps=_ps(slower * (memory_s + unhidden_s)),
@@ -149,12 +152,23 @@ def kv_capacity_tokens(
     return capacity
 
 
+def fp8_share(model: ModelSpec, gpu: GpuSpec) -> float:
+    """Share of a token's matrix operations that the GPU does in FP8, if it has units for that."""
+    return model.fp8_share + (model.narrow_share if gpu.narrow_fp8 else 0)
+
+
 def kv_bytes_per_gpu(model: ModelSpec, tp: int) -> float:
     """Bytes of one token's keys and values on each of ``tp`` GPUs that hold all layers.
 
     With more GPUs than KV heads these are replicated.
     """
     return model.kv_bytes_per_token * max(1, model.kv_heads // tp) / model.kv_heads
+
+
+def crowds(model: ModelSpec, tp: int, tokens: NDArray[np.float64], ep: bool) -> NDArray[np.bool_]:
+    """Where so many tokens are more than a GPU has experts, if these are in bfloat16."""
+    held = model.experts // tp if ep else model.experts
+    return (tokens > held) & (model.expert_bytes == BF16_BYTES * model.expert_parameters)
 
 
 def _capacity(model: ModelSpec, gpu: GpuSpec, tp: int, pp: int, utilization: float) -> int:
@@ -183,13 +197,14 @@ def _streamed(
     """Bytes that the largest stage reads, those of experts weighed by how slowly they are read.
 
     With whole experts, the GPU that reads most counts ``tp`` times. Tokens choose experts together, so that a batch
-    touches as many as fewer tokens would that choose at random.
+    touches as many as fewer tokens would that choose at random. More of them than experts are read more slowly.
     """
     if model.experts == 1:
         return np.full_like(tokens, max(stage.read_bytes for stage in stages))
     choosing = np.where(tokens > 0, 1 + gpu.timing.expert_spread * (tokens - 1), 0)
     touched = tp * busiest_experts(model, tp, choosing) if ep else busiest_experts(model, 1, choosing)
-    weight = model.expert_bytes / gpu.timing.expert_memory_efficiency
+    crowded = crowds(model, tp, tokens, ep) * gpu.timing.expert_crowding
+    weight = model.expert_bytes / gpu.timing.expert_memory_efficiency * (1 + crowded)
     read = [
         stage.read_bytes + stage.share * (weight * touched - model.expert_bytes * model.experts) for stage in stages
     ]

@@ -7,9 +7,11 @@ from numpy.typing import NDArray
 
 from .catalog import GpuSpec, ModelSpec, Scale
 from .kernels.tables import PowerCoefficients
-from .performance import kv_capacity_tokens
+from .performance import FLOP_PER_PARAMETER, fp8_share, kv_capacity_tokens
 
 LADDER_STEPS = 81
+SCAN_POWER = 0.5
+"""A Mamba scan draws this share of what matrix products draw, say the runs that H100-80GB is fitted to."""
 
 
 def power_coefficients(
@@ -34,13 +36,15 @@ def power_coefficients(
     gpus = tp * pp
     weights = model.weight_bytes / gpus / gpu.memory_bytes
     above_idle = gpus * (scale.power if scale else 1.0)
+    computing = above_idle * drawn_share(model, gpu)
     ratio, dynamic = clock_ladder(gpu)
     return PowerCoefficients(
         off_w=gpu.power.off_w * gpus,
         idle_w=(gpu.power.idle_w + gpu.power.resident_w * weights) * gpus,
         active_w=gpu.power.active_w * above_idle,
-        compute_w=gpu.power.compute_w * above_idle,
+        compute_w=gpu.power.compute_w * computing,
         memory_w=gpu.power.memory_w * above_idle,
+        cache_w=gpu.power.cache_w * above_idle,
         link_w=gpu.power.link_w * above_idle,
         clock_ratio=ratio,
         scale=dynamic,
@@ -55,6 +59,21 @@ def power_coefficients(
         lock_settles_s=gpu.transition.lock_s,
         gpus=gpus,
     )
+
+
+def drawn_share(model: ModelSpec, gpu: GpuSpec) -> float:
+    """Share of ``compute_w`` that a model draws while it computes.
+
+    What matrix products draw goes with their operations: those of experts take longer for the same and draw no more.
+    """
+    timing = gpu.timing
+    flop_per_s = gpu.mixed_flop_per_s(fp8_share(model, gpu), timing.fp8_efficiency) * timing.compute_efficiency
+    routed = model.experts_per_token * model.expert_parameters if model.experts > 1 else 0
+    dense = model.active_parameters - model.lookup_parameters - routed
+    scan_s = timing.scan_s * model.mamba.layers if model.mamba else 0.0
+    works_s = FLOP_PER_PARAMETER * (dense + routed) / flop_per_s
+    takes_s = FLOP_PER_PARAMETER * (dense + routed / timing.expert_compute_efficiency) / flop_per_s
+    return (works_s + SCAN_POWER * scan_s) / (takes_s + scan_s)
 
 
 def clock_ladder(gpu: GpuSpec, steps: int = LADDER_STEPS) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

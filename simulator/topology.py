@@ -105,6 +105,9 @@ class EngineSpec(_Spec):
     watermark: float = Field(
         default=0.0, ge=0, lt=1, description="Share of the KV blocks that admission leaves free (0.01 in vLLM's V0)."
     )
+    sampling: Literal["random", "greedy"] = Field(
+        default="random", description="How next tokens are chosen: drawn from the likeliest, or always the likeliest."
+    )
     sleep_level: Literal[1, 2] = Field(default=2, description="Weights of a sleeper: 1 in host memory, 2 dropped.")
 
     @model_validator(mode="after")

@@ -42,8 +42,9 @@ class Machine:
     ``step_ps + sequence_ps·n`` of the host.
 
     At the top of the ladder it draws ``idle_w`` and, while an iteration runs but for the host's part, ``active_w``
-    more, ``compute_w`` more while it computes, ``memory_w`` more while it reads or samples and ``link_w`` more
-    while links are busy; at lower steps, ``scale`` times active and compute power.
+    more, ``compute_w`` more while it computes, ``memory_w`` more while it reads weights or samples, ``cache_w``
+    more while it reads the cache and ``link_w`` more while links are busy; at lower steps, ``scale`` times active and
+    compute power.
     """
 
     link_ps: int
@@ -74,6 +75,7 @@ class Machine:
     active_w: float = 100.0
     compute_w: float = 200.0
     memory_w: float = 50.0
+    cache_w: float = 50.0
     link_w: float = 0.0
     clock: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     scale: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
@@ -138,7 +140,7 @@ def tables(machines: Sequence[Machine]) -> Tables:
         if hasattr(machines[0], name):
             records[name] = [getattr(m, name) for m in machines]
     records["block_shift"] = [m.block_size.bit_length() - 1 for m in machines]
-    for name in ("off", "idle", "memory", "link"):
+    for name in ("off", "idle", "memory", "cache", "link"):
         records[f"{name}_cw"] = [round(getattr(m, f"{name}_w") * 100) for m in machines]
     tokens = np.arange(max(m.max_batched_tokens for m in machines) + 1)
     cost = [(m.link_ps + 0 * tokens, m.compute_ps * tokens, m.memory_ps + m.memory_each_ps * tokens) for m in machines]

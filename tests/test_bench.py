@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from llmcluster.experiments.bench import engine, scaling, setup
+from llmcluster.envs.cluster_env import LLMClusterEnv
+from llmcluster.envs.scenario import load_scenario
+from llmcluster.experiments.bench import engine, environment, scaling, setup
 from llmcluster.experiments.bench.compilation import cold_compile_s, compile_s
 from llmcluster.experiments.bench.day import Day, simulate_day, simulate_server
 from llmcluster.experiments.bench.setup import Setup
@@ -164,6 +166,44 @@ def test_replicas_fill_servers(replicas: int, tp: int, servers: list[int]) -> No
     assert np.bincount([slot.server for slot in slots]).tolist() == servers
 
 
+def test_the_environment_is_timed_alone_and_in_copies() -> None:
+    result = told("env", "--scenario", "small", "--copies", 2, "--rounds", 3, "--seed", 5)
+    vector = result.pop("vector")
+    assert (result["scenario"], result["slots"], result["ticks"], result["tick_s"]) == ("small", 2, 30, 10)
+    assert (result["rounds"], result["seed"], vector["copies"]) == (3, 5, 2)
+    for figures in (result, vector):
+        assert 0 < figures["reset_ms"] <= figures["reset_ms_median"]
+        assert 0 < figures["step_ms"] <= figures["step_ms_median"]
+        assert figures["step_cpu_ms"] > 0
+    assert result["steps_per_s"] == pytest.approx(1000 / result["step_ms"])
+    assert vector["steps_per_s"] == pytest.approx(2 * 1000 / vector["step_ms"])
+    assert vector["gain"] == pytest.approx(vector["steps_per_s"] / result["steps_per_s"])
+    assert result["simulated_s_per_s"] == pytest.approx(10 * result["steps_per_s"])
+    envs = [LLMClusterEnv("small") for _ in range(2)]
+    for seed, env in enumerate(envs, 5):
+        env.reset(seed=seed)
+    arrivals = [len(env.plant.cluster.requests) for env in envs if env.plant]
+    assert (result["requests"], vector["requests"]) == (arrivals[0], sum(arrivals))
+    assert min(result[key] for key in ("make_s", "first_reset_s")) > 0 <= result["compile_s"]
+
+
+def test_every_round_plays_whole_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+    step = LLMClusterEnv.finish
+    monkeypatch.setattr(LLMClusterEnv, "finish", lambda env, outcome: steps.append(step(env, outcome)) or steps[-1])
+    rounds = []
+    environment.measure_env(load_scenario("small"), 3, 2, 0, lambda: rounds.append(1))
+    assert len(rounds) == 4 and len(steps) == 2 * 30 + 2 * 3 * 30
+    assert sum(truncated for *_, truncated, _ in steps) == 2 + 2 * 3
+    assert all(info["energy_j"] > 0 for *_, info in steps)
+
+
+def test_people_see_what_copies_gain() -> None:
+    shown = bench("env", "--scenario", "small", "--copies", 2, "--rounds", 1).output
+    for part in ("small, 2 slots, 30 steps of 10 s", "2 copies", "steps per second", "times as fast"):
+        assert part in shown
+
+
 DAY = ("--servers", 3, "--gpus", 2, "--requests", 900, "--length-s", 700, "--every-s", 10, "--seed", 4)
 
 
@@ -243,7 +283,7 @@ def test_forecasts_are_timed() -> None:
     assert bench("forecast", "--forecaster", "tarot").exit_code != 0
 
 
-@pytest.mark.parametrize("command", ["engine", "forecast", "day"])
+@pytest.mark.parametrize("command", ["engine", "env", "forecast", "day"])
 def test_help_has_an_example(command: str) -> None:
     result = bench(command, "--help")
     assert result.exit_code == 0 and f"Example: llmcluster bench {command}" in result.stdout

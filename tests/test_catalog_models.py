@@ -199,7 +199,7 @@ def test_every_model_runs_on_some_slot(name):
 def test_a_hybrid_reduces_once_a_layer():
     model = CATALOG.model("NVIDIA-Nemotron-Nano-9B-v2")
     two, four = (iteration_cost(model.model_copy(update={"mlp_only_layers": n}), H100, 2, 1) for n in (25, 0))
-    each_ps = (12e-6 + 4480 * 2 / (450e9 * 0.7)) * 1e12
+    each_ps = (H100.timing.message_s + 4480 * 2 / (450e9 * H100.timing.link_efficiency)) * 1e12
     assert four.link_ps[1] - two.link_ps[1] == pytest.approx(56 * each_ps, abs=2)
 
 

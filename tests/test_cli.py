@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from llmcluster.envs import scenarios
 from llmcluster.simulator.workload.table import RequestTable
 
 Rows = list[tuple[float, int, int]]
@@ -130,6 +132,19 @@ def test_requests_beyond_the_cache_are_rejected_and_reported(call: Callable[...,
     assert result["slo_attainment"] == pytest.approx(2 / 3)
     assert "2 of 3 requests completed; 1 rejected" in err
     assert pq.read_table("o/requests.parquet")["status"].to_pylist() == ["finished", "rejected", "finished"]
+
+
+def test_requests_that_fail_with_a_slot_are_reported(call: Callable[..., Any]) -> None:
+    small = (Path(scenarios.__file__).parent / "small.toml").read_text()
+    fault = '[[faults]]\nkind = "scheduled"\nat_s = 100\nserver = 0\nrepair_s = 30\n'
+    Path("broken.toml").write_text(f'{small}\n[cluster.gateway]\non_failure = "fail"\n{fault}')
+    code, out, err = call("simulate", "--scenario", "broken.toml", "--json", "-", "--out", "o")
+    result = json.loads(out)
+    assert code == 0 and f"{result['requests_failed']} failed" in err
+    statuses = Counter(pq.read_table("o/requests.parquet")["status"].to_pylist())
+    assert statuses["failed"] == result["requests_failed"] > 0
+    outcomes = ("completed", "rejected", "timed_out", "failed", "unfinished")
+    assert result["requests"] == sum(result[f"requests_{name}"] for name in outcomes) == statuses.total()
 
 
 def test_model_names_of_a_trace_do_not_matter_where_the_cluster_lacks_them(call: Callable[..., Any]) -> None:

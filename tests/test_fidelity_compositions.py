@@ -131,8 +131,8 @@ def test_a_longer_context_is_read_with_every_token() -> None:
 def test_predictions_scale_with_the_cost() -> None:
     work = compose(some_run())
     table = np.linspace(1e-3, 2e-3, 513)
-    cost = Cost(table, table / 2, table * 0, 1e-9, 1e-9, 0.0, 1e-4, 1e-6)
-    slow = Cost(2 * table, table, table * 0, 2e-9, 2e-9, 0.0, 2e-4, 2e-6)
+    cost = Cost(table, table / 2, table * 0, 1e-9, 1e-9, 0.0, 1e-4, 1e-6, 3e-4, 2e-6)
+    slow = Cost(2 * table, table, table * 0, 2e-9, 2e-9, 0.0, 2e-4, 2e-6, 6e-4, 4e-6)
     one, two = predict(work, cost), predict(work, slow)
     assert two.itl_ms == pytest.approx(2 * one.itl_ms)
     assert two.throughput == pytest.approx(one.throughput / 2)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmcluster.experiments.fidelity.sources.mlenergy import MlEnergy
+from llmcluster.experiments.fidelity.sources.mlenergy import FOLDER, MlEnergy
 from llmcluster.experiments.fidelity.sources.mlenergy_sensitivity import VARIANTS, sensitivity
 from llmcluster.experiments.fidelity.sources.mlenergy_tasks import MAX_MODEL_LEN, TASKS, lengths, requests_sent
 from llmcluster.simulator.catalog import Catalog
@@ -79,11 +79,48 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
         MlEnergy().read([path])
 
 
-def test_an_unknown_task_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_task_is_taken_for_a_chat(tmp_path: Path) -> None:
     source = MlEnergy()
-    rows = source.read([written(tmp_path, {"task": "haiku"})])
-    with pytest.raises(InputError, match="haiku"):
-        source.simulate(rows, Catalog.builtin(), 0, lambda done: None)
+    rows = source.read([written(tmp_path, {"task": "haiku"}, {})])
+    haiku, chat = source.simulate(rows, Catalog.builtin(), 0, lambda done: None)
+    assert haiku["itl"] == pytest.approx(chat["itl"], rel=0.03)
+    assert rows[0].groups["task"] == "haiku"
+    # Outputs may be longer than those of any chat.
+    long = source.read([written(tmp_path, {"task": "haiku", "avg_output_len": "6000"})])
+    assert source.simulate(long, Catalog.builtin(), 0, lambda done: None)[0]["itl"] > haiku["itl"]
+
+
+def test_an_unknown_model_has_usual_dimensions(tmp_path: Path) -> None:
+    source = MlEnergy()
+    new = {"model": "someone/New-8B", "params_b": "8.2", "activated_params_b": "8.2"}
+    rows = source.read([written(tmp_path, new, new | {"weight_precision": "fp8"}, {})])
+    bf16, fp8, known = source.simulate(rows, Catalog.builtin(), 0, lambda done: None)
+    assert bf16["itl"] == pytest.approx(known["itl"], rel=0.15)
+    assert fp8["itl"] < 0.8 * bf16["itl"]
+    assert [row.groups["calibrated"] for row in rows] == ["no", "no", "yes"]
+
+
+def test_calibrated_are_those_that_have_a_scale(tmp_path: Path) -> None:
+    changes = ({}, {"num_gpus": "2", "tp": "2"}, {"gpu_model": "B200"})
+    rows = MlEnergy().read([written(tmp_path, *changes)])
+    assert [row.groups["calibrated"] for row in rows] == ["yes", "no", "no"]
+
+
+def test_runs_are_kept_in_memory_and_in_the_folder_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = MlEnergy().read([written(tmp_path)])
+    folder = tmp_path / "runs"
+    monkeypatch.setenv(FOLDER, str(folder))
+    source = MlEnergy()
+    first = source.simulate(rows, Catalog.builtin(), 0, lambda done: None)
+    (kept,) = folder.glob("*.npz")
+    assert MlEnergy().simulate(rows, Catalog.builtin(), 0, lambda done: None) == first
+    kept.write_bytes(b"spoilt")
+    # What this source has in memory it does not read again; a new one does, and says what is wrong.
+    assert source.simulate(rows, Catalog.builtin(), 0, lambda done: None) == first
+    with pytest.raises(InputError, match="holds no compositions"):
+        MlEnergy().simulate(rows, Catalog.builtin(), 0, lambda done: None)
 
 
 def test_runs_are_simulated_and_never_look_at_what_was_measured(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +21,11 @@ LOOSE = SloLimits(np.array([to_ps(1000)] * 2), np.array([to_ps(1000)] * 2))
 CLASSES = ("fast", "slow")
 
 
-def blueprint(initial: str = "serving") -> Blueprint:
+def blueprint(initial: str = "serving", **sections: Any) -> Blueprint:
     server = {"gpu": "H100-80GB", "gpus": 2, "model": "Llama-3.1-8B", "initial": initial}
     engine = {"max_num_seqs": 8, "max_model_len": 4000}
-    return Blueprint.of(ClusterSpec.model_validate({"rows": [{"racks": [{"servers": [server]}]}], "engine": engine}))
+    spec = {"rows": [{"racks": [{"servers": [server]}]}], "engine": engine, **sections}
+    return Blueprint.of(ClusterSpec.model_validate(spec))
 
 
 BUSY, ASLEEP = blueprint(), blueprint("sleeping")
@@ -86,7 +88,8 @@ def test_the_summary_equals_a_direct_recomputation(warmup_s: int) -> None:
     assert summary.requests_timed_out == np.count_nonzero(status == TIMED_OUT)
     parts = summary.requests_completed, summary.requests_rejected, summary.requests_timed_out
     assert summary.requests_unfinished == summary.requests - sum(parts)
-    assert all(part > 0 for part in (*parts, summary.requests_unfinished)), "the run must show every outcome"
+    assert all(part > 0 for part in (*parts, summary.requests_unfinished)), "the run must show these outcomes"
+    assert summary.requests_failed == 0
     assert (summary.prompt_tokens, summary.output_tokens) == (prompts, tokens)
     assert summary.simulated_s == 38 - warmup_s
     assert summary.energy_j == pytest.approx(power.sum(), rel=1e-12)
@@ -151,6 +154,31 @@ def test_what_does_not_finish_misses_however_loose_the_limits() -> None:
     outcomes = summary.requests_completed, summary.requests_rejected, summary.requests_unfinished
     assert outcomes == (1, 1, 1)
     assert summary.slo_attainment == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("on_failure", ["fail", "retry", "restart"])
+@pytest.mark.parametrize("until_s", [3.0, 12.25, 21.0, 900.0])
+def test_every_request_that_arrived_has_one_outcome(on_failure: str, until_s: float) -> None:
+    """Impatient clients that try again after a second, and slots that fail with requests on them."""
+    gateway = {"on_failure": on_failure, "retries": 1, "retry_backoff_s": 1.0}
+    requests = mixed()
+    cluster = Cluster(blueprint(gateway=gateway), requests, np.random.default_rng(0))
+    for failure_s, slot in ((8.0, 0), (12.0, 1)):
+        if until_s > failure_s:
+            cluster.advance(to_ps(failure_s))
+            cluster.fail(slot, repair_s=2.0)
+            cluster.command(slot, Target.SERVE)
+    cluster.advance(to_ps(until_s))
+    summary = summarize(cluster, LOOSE)
+    lost = summary.requests_rejected + summary.requests_timed_out + summary.requests_failed
+    assert summary.requests == np.count_nonzero(requests.arrival_ps < to_ps(until_s))
+    assert summary.requests == summary.requests_completed + lost + summary.requests_unfinished
+    if until_s > 12:
+        assert (summary.requests_failed > 0) == (on_failure != "restart")
+    if until_s == 21:
+        again = cluster.engine.requests["attempts"] > 0
+        pausing = cluster.engine.requests["status"][again] == PENDING
+        assert pausing.any(), "the run must be cut while clients wait to try again"
 
 
 def test_requests_that_have_not_arrived_do_not_count() -> None:

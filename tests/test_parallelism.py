@@ -76,10 +76,10 @@ def test_a_stage_needs_a_layer(pp: int) -> None:
 
 def test_handing_on_worked_by_hand() -> None:
     """100 tokens of two tensors of 8192 bfloat16 numbers are 3,276,800 bytes; a GPU sends 1/4, then gathers 3/4."""
-    link = 450e9 * 0.7
+    link, message_s = 450e9 * H100.timing.link_efficiency, H100.timing.message_s
     tokens = np.array([100.0])
-    assert hand_on_s(DENSE, H100, 1, tokens)[0] == pytest.approx(12e-6 + 3_276_800 / link)
-    assert hand_on_s(DENSE, H100, 4, tokens)[0] == pytest.approx(2 * 12e-6 + (819_200 + 2_457_600) / link)
+    assert hand_on_s(DENSE, H100, 1, tokens)[0] == pytest.approx(message_s + 3_276_800 / link)
+    assert hand_on_s(DENSE, H100, 4, tokens)[0] == pytest.approx(2 * message_s + (819_200 + 2_457_600) / link)
 
 
 # ------------------------------------------------------------------------------------------------------ uneven experts
@@ -176,7 +176,8 @@ def test_a_request_decodes_at_the_pace_of_its_slot(cut: dict[str, Any]) -> None:
     world.advance(10**13)
     (row,) = world.engine.requests
     cost = plan.deployments[0].cost
-    lap_ps = cost.step_ps + cost.sequence_ps + int(cost.link_ps[1]) + int(cost.memory_ps[1])
+    once_ps = cost.step_ps + cost.gap_ps + int(cost.link_ps[1]) + int(cost.memory_ps[1])
+    lap_ps = once_ps + cost.sequence_ps + cost.sample_ps + cost.state_ps
     reads_ps = cost.kv_read_ps * sum(range(101, 151))
     assert row["finish_ps"] - row["first_token_ps"] == pytest.approx(50 * lap_ps + reads_ps, rel=1e-4)
 

@@ -10,11 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmcluster.simulator.catalog import Catalog
+from llmcluster.simulator.catalog.fits import TimingFit
 from llmcluster.simulator.errors import InputError
 from llmcluster.simulator.parallelism import pipeline_stages, tensor_parallel_sizes
-from llmcluster.simulator.performance import iteration_cost, kv_bytes_per_gpu, kv_capacity_tokens
+from llmcluster.simulator.performance import iteration_cost, kv_capacity_tokens
 
 CATALOG = Catalog.builtin()
+H100 = CATALOG.gpu("H100-80GB")
+FITTED = H100.timing
+"""Figures that cases worked by hand take as they are."""
 TOKENS = 2048
 
 
@@ -40,8 +44,9 @@ ALL = [*COSTS.values(), *STAGED, *SPREAD]
 def iteration_ms(cost, tokens, kv=0, pairs=0, clock=1.0, sequences=None):
     sequences = tokens if sequences is None else sequences
     compute = (int(cost.compute_ps[tokens]) + cost.attention_ps * pairs) / clock
-    memory = int(cost.memory_ps[tokens]) + cost.kv_read_ps * kv
-    return (cost.step_ps + cost.sequence_ps * sequences + int(cost.link_ps[tokens]) + max(compute, memory)) / 1e9
+    memory = int(cost.memory_ps[tokens]) + cost.kv_read_ps * kv + cost.state_ps * sequences
+    once = cost.step_ps + cost.gap_ps + int(cost.link_ps[tokens])
+    return (once + (cost.sequence_ps + cost.sample_ps) * sequences + max(compute, memory)) / 1e9
 
 
 def decode_ms(model, gpu, tp, batch, context):
@@ -78,35 +83,43 @@ def test_tables_ascend_and_are_integers():
 
 
 def test_a_batch_worked_by_hand():
-    model, gpu = CATALOG.model("Llama-3.1-8B"), CATALOG.gpu("H100-80GB")
-    cost = iteration_cost(model, gpu, 1)
+    cost = iteration_cost(CATALOG.model("Llama-3.1-8B"), H100, 1)
     matrices = 8_030_261_248 - 128_256 * 4096
-    compute_s, memory_s = 2 * matrices * 10 / (989.4e12 * 0.65), 2 * matrices / (3.35e12 * 0.834)
-    assert cost.compute_ps[10] == pytest.approx((compute_s + 0.71 * compute_s) * 1e12, abs=1)
-    assert cost.memory_ps[10] == pytest.approx((memory_s + 0.71 * compute_s) * 1e12, abs=1)
-    assert (cost.step_ps, cost.sequence_ps, cost.link_ps.max()) == (1.7e9, 32e6, 0)
-    assert cost.kv_read_ps == round(131_072 / (3.35e12 * 0.834) * 1e12)
-    assert cost.attention_ps == round(4 * 32 * 32 * 128 / (989.4e12 * 0.40) * 1e12)
+    compute_s = 2 * matrices * 10 / (989.4e12 * FITTED.compute_efficiency)
+    memory_s = 2 * matrices / (3.35e12 * FITTED.memory_efficiency)
+    assert cost.compute_ps[10] == pytest.approx((compute_s + FITTED.overlap_loss * compute_s) * 1e12, abs=1)
+    assert cost.memory_ps[10] == pytest.approx((memory_s + FITTED.overlap_loss * compute_s) * 1e12, abs=1)
+    assert (cost.step_ps, cost.sequence_ps) == (round(FITTED.step_s * 1e12), round(FITTED.sequence_s * 1e12))
+    assert (cost.gap_ps, cost.sample_ps) == (round(32 * FITTED.layer_s * 1e12), round(FITTED.sampling_s * 1e12))
+    assert (cost.state_ps, cost.link_ps.max()) == (0, 0)
+    assert cost.kv_read_ps == round(131_072 / (3.35e12 * FITTED.kv_efficiency) * 1e12)
+    assert cost.attention_ps == round(4 * 32 * 32 * 128 / (989.4e12 * FITTED.attention_efficiency) * 1e12)
     assert len(cost.link_ps) == 8193
 
 
 def test_tensor_parallelism_pays_for_its_all_reduces():
-    model, gpu = CATALOG.model("Llama-3.1-70B"), CATALOG.gpu("H100-80GB")
-    two, four = iteration_cost(model, gpu, 2), iteration_cost(model, gpu, 4)
+    model = CATALOG.model("Llama-3.1-70B")
+    two, four = iteration_cost(model, H100, 2), iteration_cost(model, H100, 4)
     assert two.memory_ps[1] == pytest.approx(2 * four.memory_ps[1], rel=1e-3)
-    each_s = 12e-6 + 2 * 3 / 4 * 100 * 8192 * 2 / (450e9 * 0.7)
+    each_s = FITTED.message_s + 2 * 3 / 4 * 100 * 8192 * 2 / (450e9 * FITTED.link_efficiency)
     assert four.link_ps[100] == pytest.approx(2 * 80 * each_s * 1e12, abs=1)
+    assert (two.gap_ps, two.sample_ps) == (four.gap_ps, four.sample_ps)
 
 
 @pytest.mark.parametrize("deployment", FITTING, ids=lambda d: f"{d[0].name}-{d[1].name}-{d[2]}")
 def test_without_stages_and_spread_experts_the_tables_are_those_of_the_plain_roofline(deployment):
-    """The formula, written out: the tables must not differ by a picosecond."""
+    """The formula, written out for bfloat16 transformers whose layers are all alike."""
     model, gpu, tp = deployment
     cost, timing, t = COSTS[model.name, gpu.name, tp], gpu.timing, np.arange(TOKENS + 1, dtype=np.float64)
-    compute = 2 * (model.active_parameters - model.lookup_parameters) * t
-    compute /= gpu.flop_per_s(model.dtype_bytes) * timing.compute_efficiency * tp
-    bytes_per_s = gpu.memory_bytes_per_s * timing.memory_efficiency
-    memory = np.array([model.streamed_parameters(n) for n in range(TOKENS + 1)]) * model.dtype_bytes / tp / bytes_per_s
+    mixture, vocabulary = model.experts > 1, model.vocab * model.hidden
+    expert = 3 * model.hidden * model.intermediate * model.layers if mixture else 0
+    outside = model.parameters - vocabulary - model.experts * expert
+    multiplied = t * (outside + model.experts_per_token * expert / timing.expert_compute_efficiency)
+    compute = 2 * multiplied / (gpu.bf16_flop_per_s * timing.compute_efficiency * tp)
+    choosing = np.maximum(1 + timing.expert_spread * (t - 1), 0)
+    touched = model.experts * (1 - (1 - model.experts_per_token / model.experts) ** choosing)
+    streamed = 2 * (outside + touched * expert / timing.expert_memory_efficiency)
+    memory = streamed / tp / (gpu.memory_bytes_per_s * timing.memory_efficiency)
     memory[0] = 0
     unhidden = timing.overlap_loss * np.minimum(compute, memory)
     moved = 2 * (tp - 1) / tp * t * model.hidden * 2
@@ -114,9 +127,14 @@ def test_without_stages_and_spread_experts_the_tables_are_those_of_the_plain_roo
     link = 2 * model.layers * each if tp > 1 else 0 * t
     tables = (cost.link_ps, cost.compute_ps, cost.memory_ps)
     for table, seconds in zip(tables, (link, compute + unhidden, memory + unhidden), strict=True):
-        assert np.array_equal(table, np.rint(seconds * 1e12).astype(np.int64))
-    assert (cost.step_ps, cost.sequence_ps) == (round(timing.step_s * 1e12), round(timing.sequence_s * 1e12))
-    assert cost.kv_read_ps == round(kv_bytes_per_gpu(model, tp) / bytes_per_s * 1e12)
+        assert np.allclose(table, seconds * 1e12, rtol=1e-12, atol=1)
+    once_s = (timing.step_s, model.layers * (timing.layer_s + mixture * timing.expert_layer_s))
+    assert (cost.step_ps, cost.gap_ps) == pytest.approx([1e12 * s for s in once_s], abs=1)
+    each_s = (timing.sequence_s, timing.sampling_s)
+    assert (cost.sequence_ps, cost.sample_ps) == pytest.approx([1e12 * s for s in each_s], abs=1)
+    assert cost.state_ps == 0
+    cached = 2 * max(1, model.kv_heads // tp) * model.head_dim * 2 * model.layers
+    assert cost.kv_read_ps == round(cached / (gpu.memory_bytes_per_s * timing.kv_efficiency) * 1e12)
     attention_flop_per_s = gpu.bf16_flop_per_s * timing.attention_efficiency
     assert cost.attention_ps == round(
         4 * model.layers * model.heads * model.head_dim / tp / attention_flop_per_s * 1e12
@@ -125,40 +143,137 @@ def test_without_stages_and_spread_experts_the_tables_are_those_of_the_plain_roo
 
 def test_a_pipeline_worked_by_hand():
     """Four stages of 20 layers on two GPUs each: four micro-batches of 50 tokens, three messages for each."""
-    model, gpu = CATALOG.model("Llama-3.1-70B"), CATALOG.gpu("H100-80GB")
-    cost = iteration_cost(model, gpu, 2, pp=4)
+    model = CATALOG.model("Llama-3.1-70B")
+    cost = iteration_cost(model, H100, 2, pp=4)
     table = 128_256 * 8192
-    compute_s = 4 * 2 * (70_553_706_496 - table) / 4 * 50 / (2 * 989.4e12 * 0.65)
+    compute_s = 4 * 2 * (70_553_706_496 - table) / 4 * 50 / (2 * 989.4e12 * FITTED.compute_efficiency)
     last = (70_553_706_496 - 2 * table) / 4 + table
-    memory_s = 4 * last * 2 / 2 / (3.35e12 * 0.834)
-    assert cost.compute_ps[200] == pytest.approx((compute_s + 0.71 * min(compute_s, memory_s)) * 1e12, abs=1)
-    assert cost.memory_ps[200] == pytest.approx((memory_s + 0.71 * min(compute_s, memory_s)) * 1e12, abs=1)
+    memory_s = 4 * last * 2 / 2 / (3.35e12 * FITTED.memory_efficiency)
+    unhidden_s = FITTED.overlap_loss * min(compute_s, memory_s)
+    assert cost.compute_ps[200] == pytest.approx((compute_s + unhidden_s) * 1e12, abs=1)
+    assert cost.memory_ps[200] == pytest.approx((memory_s + unhidden_s) * 1e12, abs=1)
     for batch in (50, 500):
-        activations_s = batch * 8192 * 2 / (450e9 * 0.7)
-        stage_s = 20 * 2 * (12e-6 + activations_s)
-        hand_on_s = 2 * 12e-6 + 2 * activations_s
+        activations_s = batch * 8192 * 2 / (450e9 * FITTED.link_efficiency)
+        stage_s = 20 * 2 * (FITTED.message_s + activations_s)
+        hand_on_s = 2 * FITTED.message_s + 2 * activations_s
         assert cost.link_ps[4 * batch] == pytest.approx((4 * stage_s + 3 * hand_on_s) * 1e12, abs=1)
-    assert (cost.step_ps, cost.sequence_ps) == (4 * 1.7e9, 32e6)
-    assert cost.kv_read_ps == round(327_680 / 2 / 4 / (3.35e12 * 0.834) * 1e12)
-    uneven, whole = iteration_cost(model, gpu, 2, TOKENS, 3), iteration_cost(model, gpu, 2, TOKENS)
+    # The host works for every micro-batch, and each passes all 80 layers; a sequence is in one of them.
+    assert (cost.step_ps, cost.gap_ps) == pytest.approx((4e12 * FITTED.step_s, 80e12 * FITTED.layer_s), abs=1)
+    assert (cost.sequence_ps, cost.sample_ps) == pytest.approx(
+        (1e12 * FITTED.sequence_s, 1e12 * FITTED.sampling_s), abs=1
+    )
+    assert cost.kv_read_ps == round(327_680 / 2 / 4 / (3.35e12 * FITTED.kv_efficiency) * 1e12)
+    uneven, whole = iteration_cost(model, H100, 2, TOKENS, 3), iteration_cost(model, H100, 2, TOKENS)
     assert uneven.attention_ps == pytest.approx(whole.attention_ps * 27 / 80, abs=1)
+    # The largest stage sets the pace: three times 27 layers.
+    assert uneven.gap_ps == pytest.approx(81e12 * FITTED.layer_s, abs=1)
 
 
 def test_spread_experts_worked_by_hand():
-    """16 tokens on 128 experts, 32 on each of four GPUs: 64.39 % touched, 23.39 on the busiest; 37.6 pairs there."""
-    model, gpu = CATALOG.model("Qwen3-30B-A3B"), CATALOG.gpu("H100-80GB")
-    cost = iteration_cost(model, gpu, 4, ep=True)
+    """16 tokens on 128 experts, 32 on each of four GPUs: 37.6 pairs on the busiest.
+
+    They touch as many experts as 1 + spread · 15 tokens that choose on their own.
+    """
+    cost = iteration_cost(CATALOG.model("Qwen3-30B-A3B"), H100, 4, ep=True)
     expert, table = 3 * 2048 * 768 * 48, 151_936 * 2048
     outside = 30_532_122_624 - table - 128 * expert
-    touched = 1 - (15 / 16) ** 16
+    touched = 1 - (15 / 16) ** (1 + FITTED.expert_spread * 15)
     experts = 32 * touched + 1.029375 * (32 * touched * (1 - touched)) ** 0.5
     pairs = 32 + 1.029375 * (32 * 120 / 127) ** 0.5
-    memory_s = (outside / 4 + experts * expert) * 2 / (3.35e12 * 0.834)
-    compute_s = 2 * (outside / 4 * 16 + pairs * expert) / (989.4e12 * 0.65)
-    assert cost.memory_ps[16] == pytest.approx((memory_s + 0.71 * compute_s) * 1e12, rel=1e-6)
-    assert cost.compute_ps[16] == pytest.approx((compute_s + 0.71 * compute_s) * 1e12, rel=1e-6)
-    reduced_s = 12e-6 + 2 * 3 / 4 * 16 * 2048 * 2 / (450e9 * 0.7)
+    streamed = outside / 4 + experts * expert / FITTED.expert_memory_efficiency
+    memory_s = streamed * 2 / (3.35e12 * FITTED.memory_efficiency)
+    multiplied = outside / 4 * 16 + pairs * expert / FITTED.expert_compute_efficiency
+    compute_s = 2 * multiplied / (989.4e12 * FITTED.compute_efficiency)
+    unhidden_s = FITTED.overlap_loss * min(compute_s, memory_s)
+    assert cost.memory_ps[16] == pytest.approx((memory_s + unhidden_s) * 1e12, rel=1e-6)
+    assert cost.compute_ps[16] == pytest.approx((compute_s + unhidden_s) * 1e12, rel=1e-6)
+    reduced_s = FITTED.message_s + 2 * 3 / 4 * 16 * 2048 * 2 / (450e9 * FITTED.link_efficiency)
     assert cost.link_ps[16] == pytest.approx(48 * 2 * reduced_s * 1e12, abs=1)
+    assert cost.gap_ps == pytest.approx(48e12 * (FITTED.layer_s + FITTED.expert_layer_s), abs=1)
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_scans_and_states_worked_by_hand(tp):
+    """27 of 56 layers scan; a sequence keeps 128 heads of 80 × 128 numbers of four bytes there, and convolutions."""
+    model = CATALOG.model("NVIDIA-Nemotron-Nano-9B-v2")
+    cost = iteration_cost(model, H100, tp)
+    without = iteration_cost(model, with_timing(H100, scan_s=0.0), tp)
+    scans_ps = (cost.compute_ps - without.compute_ps)[[1, 100]]
+    assert scans_ps == pytest.approx([27 * n * FITTED.scan_s / tp * 1e12 for n in (1, 100)], abs=1)
+    assert np.array_equal(cost.memory_ps, without.memory_ps)
+    kept = 27 * (128 * 80 * 128 * 4 + 3 * (128 * 80 + 2 * 8 * 128) * 2)
+    assert cost.state_ps == round(2 * kept / tp / (3.35e12 * FITTED.kv_efficiency) * 1e12)
+    assert cost.gap_ps == pytest.approx(56e12 * FITTED.layer_s, abs=1)
+
+
+def test_weights_of_a_byte_are_multiplied_as_fast_as_fp8_efficiency_says():
+    """All weights but the embeddings in FP8: one table of 128,256 rows is multiplied in bfloat16."""
+    wide = CATALOG.model("Llama-3.1-8B")
+    model = wide.model_copy(update={"dtype_bytes": 1, "mlp_dtype_bytes": 1, "embedding_dtype_bytes": 2})
+    table = 128_256 * 4096
+    blocks = 8_030_261_248 - 2 * table
+    compute_s = 2 * (blocks / (1978.9e12 * FITTED.fp8_efficiency) + table / 989.4e12) * 100 / FITTED.compute_efficiency
+    memory_s = (blocks + 2 * table) / (3.35e12 * FITTED.memory_efficiency)
+    unhidden_s = FITTED.overlap_loss * min(compute_s, memory_s)
+    assert iteration_cost(model, H100, 1).compute_ps[100] == pytest.approx((compute_s + unhidden_s) * 1e12, abs=1)
+    # The A100 has no FP8: it gains bytes alone, and the efficiency of FP8 is nothing to it.
+    a100, t = CATALOG.gpu("A100-80GB"), CATALOG.gpu("A100-80GB").timing
+    compute_s = 2 * (blocks + table) * 100 / (312e12 * t.compute_efficiency)
+    memory_s = (blocks + 2 * table) / (2.039e12 * t.memory_efficiency)
+    unhidden_s = t.overlap_loss * min(compute_s, memory_s)
+    assert iteration_cost(model, a100, 1).compute_ps[100] == pytest.approx((compute_s + unhidden_s) * 1e12, abs=1)
+
+
+# A pipeline, a hybrid, and mixtures of bfloat16, FP8 and MXFP4, sliced and whole: every figure counts in some.
+KINDS = [
+    (CATALOG.model(name), tp, pp, ep)
+    for name, tp, pp, ep in [
+        ("Llama-3.1-70B", 2, 4, False),
+        ("NVIDIA-Nemotron-Nano-9B-v2", 1, 1, False),
+        ("Qwen3-30B-A3B", 1, 1, False),
+        ("Qwen3-30B-A3B-FP8", 2, 1, True),
+        ("gpt-oss-120b", 4, 2, True),
+    ]
+]
+DURATIONS = [name for name in TimingFit.model_fields if name.endswith("_s")]
+EFFICIENCIES = [name for name in TimingFit.model_fields if name.endswith("efficiency")]
+LOSSES = ["expert_spread", "overlap_loss"]
+
+
+def with_timing(gpu, **fields):
+    return gpu.model_copy(update={"timing": gpu.timing.model_copy(update=fields)})
+
+
+def better_and_worse(kind, name, low, high):
+    """The costs of a kind of deployment with two values, shares or up to a millisecond, of a figure of its GPU."""
+    model, tp, pp, ep = kind
+    values = (high, low) if name in EFFICIENCIES else (low, high)
+    unit = 1e-3 if name in DURATIONS else 1.0
+    gpus = (with_timing(H100, **{name: unit * value}) for value in values)
+    better, worse = (iteration_cost(model, gpu, tp, 300, pp, ep) for gpu in gpus)
+    return better, worse
+
+
+shares = st.floats(0.05, 1)
+names = st.sampled_from([*DURATIONS, *EFFICIENCIES, *LOSSES])
+
+
+@given(st.sampled_from(KINDS), names, shares, shares, st.integers(1, 300), contexts, st.floats(0.1, 1))
+def test_no_figure_that_gets_worse_shortens_an_iteration(kind, name, a, b, batch, context, clock):
+    better, worse = better_and_worse(kind, name, *sorted((a, b)))
+    work = (batch, context, context, clock)
+    assert iteration_ms(better, *work) <= iteration_ms(worse, *work) + 2e-9  # a picosecond or two of rounding
+
+
+@pytest.mark.parametrize("name", sorted(TimingFit.model_fields.keys() - {"calibrated", "source"}))
+def test_every_figure_of_an_iteration_counts(name):
+    costs = [better_and_worse(kind, name, 0.3, 0.6) for kind in KINDS]
+    decode, long_decode, prefill = (1, 0, 0), (300, 10**6, 10**6), (300, 0, 10**7)
+    assert any(
+        iteration_ms(better, *work) < 0.999 * iteration_ms(worse, *work)
+        for better, worse in costs
+        for work in (decode, long_decode, prefill)
+    )
 
 
 @pytest.mark.parametrize("pp", [1, 2])

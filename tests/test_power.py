@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcluster.simulator.catalog import Catalog
+from llmcluster.simulator.catalog import Catalog, Scale
+from llmcluster.simulator.catalog.fits import PowerFit
 from llmcluster.simulator.errors import InputError
 from llmcluster.simulator.performance import iteration_cost
 from llmcluster.simulator.power import LADDER_STEPS, clock_ladder, power_coefficients
@@ -29,18 +30,21 @@ ALL = list(coefficients())
 fractions = st.floats(0, 1)
 
 
-def power_w(c, step, compute, memory, working=1.0):
-    return c.idle_w + c.scale[step] * (c.active_w * working + c.compute_w * compute) + c.memory_w * memory
+def power_w(c, step, compute, memory, working=1.0, link=0.0):
+    clocked = c.scale[step] * (c.active_w * working + c.compute_w * compute)
+    return c.idle_w + clocked + c.memory_w * memory + c.link_w * link
 
 
 def iteration_power_w(model, gpu, tp, tokens, kv=0, pairs=0, sequences=None):
     model, gpu = CATALOG.model(model), CATALOG.gpu(gpu)
     cost, power = iteration_cost(model, gpu, tp), power_coefficients(model, gpu, tp)
+    sequences = tokens if sequences is None else sequences
     compute = int(cost.compute_ps[tokens]) + cost.attention_ps * pairs
-    memory = int(cost.memory_ps[tokens]) + cost.kv_read_ps * kv
-    host = cost.step_ps + cost.sequence_ps * (tokens if sequences is None else sequences)
-    total = host + int(cost.link_ps[tokens]) + max(compute, memory)
-    return power_w(power, -1, compute / total, memory / total, 1 - host / total) / tp
+    memory = int(cost.memory_ps[tokens]) + cost.kv_read_ps * kv + cost.state_ps * sequences
+    host, sample = cost.step_ps + cost.sequence_ps * sequences, cost.sample_ps * sequences
+    link = int(cost.link_ps[tokens])
+    total = host + cost.gap_ps + sample + link + max(compute, memory)
+    return power_w(power, -1, compute / total, (memory + sample) / total, 1 - host / total, link / total) / tp
 
 
 @given(st.sampled_from(ALL), st.integers(0, LADDER_STEPS - 1), st.integers(0, LADDER_STEPS - 1), fractions, fractions)
@@ -65,11 +69,58 @@ def test_coefficients_are_sane_wherever_a_model_fits():
 def test_watts_add_over_the_gpus_of_a_slot():
     model, gpu = CATALOG.model("Llama-3.1-8B"), CATALOG.gpu("H100-80GB")
     one, four = power_coefficients(model, gpu, 1), power_coefficients(model, gpu, 4)
-    for name in ("off_w", "idle_w", "active_w", "compute_w", "memory_w", "cap_min_w", "cap_max_w", "gpus"):
+    for name in ("off_w", "active_w", "compute_w", "memory_w", "link_w", "cap_min_w", "cap_max_w", "gpus"):
         assert getattr(four, name) == 4 * getattr(one, name)
+    # Each of four holds a quarter of the weights.
+    assert four.idle_w - 4 * gpu.power.idle_w == pytest.approx(one.idle_w - gpu.power.idle_w)
     staged = power_coefficients(model, gpu, 2, 2)
     assert [np.array_equal(a, b) for a, b in zip(staged, four, strict=True)] == [True] * len(four)
     assert (one.cap_min_w, one.cap_max_w, one.meter_window_s) == (200, 700, 1.0)
+
+
+def test_coefficients_worked_by_hand():
+    """16,060,522,496 bytes of weights, and 85,520,809,984 bytes of memory on each GPU."""
+    model = CATALOG.model("Llama-3.1-8B")
+    figures = {"off_w": 60.0, "idle_w": 90.0, "resident_w": 200.0, "active_w": 120.0}
+    gpu = with_power(CATALOG.gpu("H100-80GB"), **figures, compute_w=300.0, memory_w=110.0, link_w=40.0)
+    c = power_coefficients(model, gpu, 2)
+    assert c.idle_w == pytest.approx(2 * 90 + 200 * 16_060_522_496 / 85_520_809_984)
+    assert (c.off_w, c.active_w, c.compute_w, c.memory_w, c.link_w) == (120, 240, 600, 220, 80)
+    scaled = power_coefficients(model, gpu, 2, 2, Scale(model="m", gpu="g", power=1.5, source="a test"))
+    assert scaled.idle_w == pytest.approx(4 * 90 + 200 * 16_060_522_496 / 85_520_809_984)
+    assert (scaled.off_w, scaled.active_w, scaled.compute_w, scaled.memory_w, scaled.link_w) == (
+        240,
+        720,
+        1800,
+        660,
+        240,
+    )
+
+
+def with_power(gpu, **fields):
+    return gpu.model_copy(update={"power": gpu.power.model_copy(update=fields)})
+
+
+WATTS = sorted(name for name in PowerFit.model_fields if name.endswith("_w"))
+up_to_1000 = st.floats(0, 1000)
+
+
+@given(st.sampled_from(WATTS), up_to_1000, up_to_1000, st.integers(0, LADDER_STEPS - 1), *[fractions] * 4)
+def test_no_watts_that_grow_lower_power(name, a, b, step, compute, memory, working, link):
+    less, more = (
+        power_coefficients(CATALOG.model("Qwen3-8B"), with_power(CATALOG.gpu("A40"), **{name: value}), 2)
+        for value in sorted((a, b))
+    )
+    assert less.off_w <= more.off_w
+    work = (step, compute, memory, working, link)
+    assert power_w(less, *work) <= power_w(more, *work) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in WATTS if name != "off_w"])
+def test_all_watts_count(name):
+    model, gpu = CATALOG.model("Qwen3-8B"), CATALOG.gpu("A40")
+    less, more = (power_coefficients(model, with_power(gpu, **{name: value}), 2) for value in (10.0, 20.0))
+    assert power_w(less, 5, 0.5, 0.5, 0.5, 0.5) < power_w(more, 5, 0.5, 0.5, 0.5, 0.5)
 
 
 def test_idle_levels_are_the_measured_ones():

@@ -1,1 +1,1 @@
-"""The verb `llmcluster bench`: how fast the engine is, how its cost grows, and a whole day of a large cluster."""
+"""The verb `llmcluster bench`: how fast engine and environment are, how cost grows, and a day of a large cluster."""

@@ -35,6 +35,31 @@ def print_engine(result: dict[str, Any], console: Console) -> None:
         _print_profile(result["profile"], console)
 
 
+def print_env(result: dict[str, Any], console: Console) -> None:
+    """Prints what ``llmcluster bench env`` found."""
+    vector = result["vector"]
+    console.print(
+        f"{result['scenario']}, {result['slots']} slots, {result['ticks']} steps of {result['tick_s']} s, "
+        f"{result['requests']:,} requests"
+    )
+    table = Table("", "alone", f"{vector['copies']} copies", box=box.SIMPLE)
+    for title, key, form in (
+        ("reset, best of rounds", "reset_ms", "{:,.2f} ms"),
+        ("reset, median of rounds", "reset_ms_median", "{:,.2f} ms"),
+        ("step, best of rounds", "step_ms", "{:,.3f} ms"),
+        ("step, median of rounds", "step_ms_median", "{:,.3f} ms"),
+        ("step, processor's time", "step_cpu_ms", "{:,.3f} ms"),
+        ("steps per second, of every copy", "steps_per_s", "{:,.0f}"),
+    ):
+        table.add_row(title, form.format(result[key]), form.format(vector[key]))
+    console.print(table)
+    console.print(
+        f"{result['simulated_s_per_s']:,.0f} simulated seconds per second alone; copies together are "
+        f"{vector['gain']:.2f} times as fast; "
+        f"made in {result['make_s']:.2f} s, first reset {result['first_reset_s']:.2f} s"
+    )
+
+
 def print_day(result: dict[str, Any], console: Console) -> None:
     """Prints what ``llmcluster bench day`` found."""
     console.print(

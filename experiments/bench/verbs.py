@@ -1,4 +1,4 @@
-"""The verbs `llmcluster bench engine` and `llmcluster bench day`."""
+"""The verbs `llmcluster bench engine`, `llmcluster bench env` and `llmcluster bench day`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import typer
 
 from ..output import JsonOption, SeedOption, announce_compilation, people, progress_bar, write_json
 
-app = typer.Typer(help="Speed of the engine and of forecasts, and a day of a large cluster.", no_args_is_help=True)
+app = typer.Typer(
+    help="Speed of the engine, the environment and forecasts, and a day of a large cluster.", no_args_is_help=True
+)
 
 GpuOption = Annotated[str, typer.Option(help="Name of a GPU in the catalogue")]
 ModelOption = Annotated[str, typer.Option(help="Name of a model in the catalogue")]
@@ -105,6 +107,34 @@ def forecast_command(
     for slots, by_seconds in result["update_us"].items():
         for seconds, update_us in by_seconds.items():
             people(json_file).print(f"{slots} slots, {seconds} s of samples: {update_us:.1f} µs")
+    write_json(result, json_file)
+
+
+@app.command("env", epilog="Example: llmcluster bench env --scenario default --copies 8 --json -")
+def env_command(
+    scenario: Annotated[str, typer.Option(help="Name or file of a scenario")] = "default",
+    copies: Annotated[int, typer.Option(min=1, help="Copies of the vector environment")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Episodes of each kind; the fastest counts")] = 3,
+    seed: SeedOption = 0,
+    json_file: JsonOption = None,
+) -> None:
+    """Time a reset and a step of the environment, alone and in several copies that advance at once.
+
+    Only `reset` and `step` are timed, on one core, under actions that let all slots serve at full power.
+    """
+    from ...envs.scenario import load_scenario
+    from .compilation import compile_s
+    from .environment import measure_env
+    from .tables import print_env
+
+    loaded = load_scenario(scenario)
+    announce_compilation()
+    compiling_s = compile_s()
+    with progress_bar() as progress:
+        bar = progress.add_task("playing", total=2 * rounds)
+        measured = measure_env(loaded, copies, rounds, seed, lambda: progress.advance(bar))
+    result = {**measured, "compile_s": compiling_s}
+    print_env(result, people(json_file))
     write_json(result, json_file)
 
 

@@ -109,6 +109,7 @@ def compositions_of(run: Run, folder: Path | None = None) -> Compositions:
         return Compositions.load(path)
     found = compose(run)
     if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
         found.save(path)
     return found
 
@@ -126,7 +127,7 @@ class _Composer:
     """One run under way."""
 
     def __init__(self, run: Run) -> None:
-        _check(run)
+        check(run)
         deployment = np.zeros(1, DEPLOYMENT)[0]
         deployment["max_num_seqs"] = run.max_num_seqs
         deployment["max_batched_tokens"] = run.max_num_batched_tokens
@@ -222,7 +223,12 @@ class _Composer:
         )
 
 
-def _check(run: Run) -> None:
+def check(run: Run) -> None:
+    """Refuses a run that no engine could serve to its end.
+
+    Raises:
+        InputError: It is one.
+    """
     lengths = np.array([run.prompt_tokens, run.output_tokens])
     if lengths.size == 0 or lengths.min() < 1:
         raise InputError(

@@ -21,7 +21,8 @@ class Busy:
         length: Their length.
         active: GPUs do not wait for the host, times dynamic power relative to the highest clock.
         compute: Compute units are busy, times the same.
-        memory: Memory is busy, or next tokens are chosen.
+        memory: Weights and states are read, or next tokens chosen.
+        cache: Keys and values are read.
         link: Links are busy.
         host: GPUs wait for the host.
     """
@@ -30,6 +31,7 @@ class Busy:
     active: float
     compute: float
     memory: float
+    cache: float
     link: float
     host: float
 
@@ -43,17 +45,17 @@ class Busy:
         return Busy(*(a + b for a, b in zip(ours, theirs, strict=True)))
 
     @property
-    def parts(self) -> tuple[float, float, float, float]:
-        """What is multiplied with active, compute, memory and link power."""
-        return self.active, self.compute, self.memory, self.link
+    def parts(self) -> tuple[float, float, float, float, float]:
+        """What is multiplied with active, compute, memory, cache and link power."""
+        return self.active, self.compute, self.memory, self.cache, self.link
 
 
-NOTHING = Busy(0, 0, 0, 0, 0, 0)
+NOTHING = Busy(0, 0, 0, 0, 0, 0, 0)
 
 
 def watts_of(power: PowerCoefficients) -> F64:
-    """Active, compute, memory and link power (4,)."""
-    return np.array([power.active_w, power.compute_w, power.memory_w, power.link_w])
+    """Active, compute, memory, cache and link power (5,)."""
+    return np.array([power.active_w, power.compute_w, power.memory_w, power.cache_w, power.link_w])
 
 
 def iteration(
@@ -75,12 +77,13 @@ def iteration(
     )
     host = (cost.step_ps + cost.sequence_ps * sequences) / PS_PER_S
     compute += cost.attention_ps * pairs / PS_PER_S
-    memory += (cost.kv_read_ps * read + cost.state_ps * sequences) / PS_PER_S
+    memory += cost.state_ps * sequences / PS_PER_S
+    cache = cost.kv_read_ps * read / PS_PER_S
     gap, samples = cost.gap_ps / PS_PER_S, cost.sample_ps * sequences / PS_PER_S
     for ratio, scale in zip(power.clock_ratio[::-1].tolist(), power.scale[::-1].tolist(), strict=True):
         busy = compute / ratio
-        length = host + gap + samples + link + max(busy, memory)
-        found = Busy(length, scale * (length - host), scale * busy, memory + samples, link, host)
+        length = host + gap + samples + link + max(busy, memory + cache)
+        found = Busy(length, scale * (length - host), scale * busy, memory + samples, cache, link, host)
         if power.idle_w * length + watts_of(power) @ found.parts <= power.cap_max_w * length:
             break
     return found

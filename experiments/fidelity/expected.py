@@ -74,7 +74,7 @@ def _swapped(catalog: Catalog, names: Sequence[str]) -> dict[str, GpuSpec]:
     for name, other in zip(names, [*names[1:], names[0]], strict=True):
         card, donor = catalog.gpu(name), catalog.gpu(other)
         watts = card.cap_max_w / donor.cap_max_w
-        fields = ("off_w", "idle_w", "resident_w", "active_w", "compute_w", "memory_w", "link_w")
+        fields = ("off_w", "idle_w", "resident_w", "active_w", "compute_w", "memory_w", "cache_w", "link_w")
         power = donor.power.model_copy(update={field: getattr(donor.power, field) * watts for field in fields})
         gpus[name] = card.model_copy(update={"timing": donor.timing, "power": power})
     return gpus

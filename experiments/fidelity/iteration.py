@@ -80,11 +80,13 @@ def run(cost: IterationCost, power: PowerCoefficients, batches: Batches) -> Ran:
     link_ps = cost.link_ps[tokens]
     # Not in integers: those of the longest prompts times their pairs would not fit.
     compute_ps = (cost.compute_ps[tokens] + float(cost.attention_ps) * pairs) / power.clock_ratio
-    memory_ps = cost.memory_ps[tokens] + float(cost.kv_read_ps) * read + float(cost.state_ps) * sequences
-    work_ps = np.maximum(compute_ps, memory_ps)
+    memory_ps = cost.memory_ps[tokens] + float(cost.state_ps) * sequences
+    cache_ps = float(cost.kv_read_ps) * read
+    work_ps = np.maximum(compute_ps, memory_ps + cache_ps)
     length_ps = host_ps + link_ps + work_ps
     clocked = power.scale * (power.active_w * (length_ps - host_ps) + power.compute_w * compute_ps)
-    energy = power.idle_w * length_ps + clocked + power.memory_w * memory_ps + power.link_w * link_ps
+    read_w = power.memory_w * memory_ps + power.cache_w * cache_ps
+    energy = power.idle_w * length_ps + clocked + read_w + power.link_w * link_ps
     allowed = energy <= power.cap_max_w * length_ps
     step = np.where(allowed.any(axis=1), allowed.shape[1] - 1 - np.argmax(allowed[:, ::-1], axis=1), 0)
     each = np.arange(len(step))

@@ -20,7 +20,8 @@ F64 = NDArray[np.float64]
 class Cost:
     """What an iteration over t tokens of n requests costs, in seconds at the highest clock.
 
-    ``step + sequence·n + link[t] + max((compute[t] + attention·pairs) / clock, memory[t] + kv_read·read + state·n)``
+    ``step + sequence·n + gap + sample·n + link[t] + max((compute[t] + attention·pairs) / clock, memory[t] +
+    kv_read·read + state·n)``
 
     Attributes:
         compute_s: Matrix work by batched tokens.
@@ -31,6 +32,8 @@ class Cost:
         state_s: Reading and writing the state of one request that does not grow with its context.
         step_s: Host work of an iteration.
         sequence_s: Host work for one request.
+        gap_s: What takes time on the GPUs whatever the batch.
+        sample_s: Choosing the next token of one request, on the GPUs.
     """
 
     compute_s: F64
@@ -41,6 +44,8 @@ class Cost:
     state_s: float
     step_s: float
     sequence_s: float
+    gap_s: float
+    sample_s: float
 
     @classmethod
     def of(cls, cost: IterationCost) -> Cost:
@@ -54,17 +59,23 @@ class Cost:
             state_s=cost.state_ps / PS_PER_S,
             step_s=cost.step_ps / PS_PER_S,
             sequence_s=cost.sequence_ps / PS_PER_S,
+            gap_s=cost.gap_ps / PS_PER_S,
+            sample_s=cost.sample_ps / PS_PER_S,
         )
 
 
 @dataclass(frozen=True)
 class Busy:
-    """How long each iteration lasts, and how much of it each part is at work; seconds, arrays of equal length."""
+    """How long each iteration lasts, and how much of it each part is at work; seconds, arrays of equal length.
+
+    Choosing next tokens keeps memory busy as reading weights does; reading keys and values counts apart.
+    """
 
     length_s: F64
     host_s: F64
     compute_s: F64
     memory_s: F64
+    cache_s: F64
     link_s: F64
 
 
@@ -102,10 +113,11 @@ class Prediction:
 def busy(work: Compositions, cost: Cost, clock: F64 | float = 1.0) -> Busy:
     """Times of every iteration; ``clock`` is relative to the highest, one for all or one each."""
     compute = (cost.compute_s[work.tokens] + cost.attention_s * work.pairs) / clock
-    memory = cost.memory_s[work.tokens] + cost.kv_read_s * work.read + cost.state_s * work.sequences
+    weights, cache = cost.memory_s[work.tokens] + cost.state_s * work.sequences, cost.kv_read_s * work.read
     host = np.asarray(cost.step_s + cost.sequence_s * work.sequences, np.float64)
-    link = cost.link_s[work.tokens]
-    return Busy(host + link + np.maximum(compute, memory), host, compute, memory, link)
+    link, sample = cost.link_s[work.tokens], cost.sample_s * work.sequences
+    length = host + cost.gap_s + sample + link + np.maximum(compute, weights + cache)
+    return Busy(length, host, compute, weights + sample, cache, link)
 
 
 def predict(work: Compositions, cost: Cost, clock: F64 | float = 1.0) -> Prediction:
@@ -120,7 +132,7 @@ def summarise(work: Compositions, times: Busy) -> Prediction:
     weight = np.where(work.phase == STEADY, work.count, 0)
     steady_s = float(weight @ times.length_s)
     tokens = float(weight @ (work.decodes + work.started))
-    busy_s = (times.host_s, times.compute_s, times.memory_s, times.link_s)
+    busy_s = (times.host_s, times.compute_s, times.memory_s + times.cache_s, times.link_s)
     host, compute, memory, link = (float(weight @ part) / steady_s for part in busy_s)
     return Prediction(
         itl_ms=median * MS_PER_S,
@@ -160,7 +172,7 @@ def governed(work: Compositions, cost: Cost, power: PowerCoefficients) -> tuple[
 def _at(work: Compositions, cost: Cost, power: PowerCoefficients, step: NDArray[np.int64] | int) -> tuple[Busy, F64]:
     times = busy(work, cost, power.clock_ratio[step])
     clocked = power.active_w * (times.length_s - times.host_s) + power.compute_w * times.compute_s
-    steady = power.memory_w * times.memory_s + power.link_w * times.link_s
+    steady = power.memory_w * times.memory_s + power.cache_w * times.cache_s + power.link_w * times.link_s
     return times, power.idle_w + (power.scale[step] * clocked + steady) / times.length_s
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .catalog import Catalog
 from .model_spec import ModelSpec
-from .scales import Scale
+from .scales import Cut, Scale
 from .specs import GpuSpec
 
-__all__ = ["Catalog", "GpuSpec", "ModelSpec", "Scale"]
+__all__ = ["Catalog", "Cut", "GpuSpec", "ModelSpec", "Scale"]

@@ -40,6 +40,8 @@ class TimingFit(Fitted):
         attention_efficiency: Share of the dense peak FLOP/s that prefill attention reaches.
         memory_efficiency: Share of the peak memory bandwidth that weight reads reach.
         expert_memory_efficiency: Weight reads of routed experts reach this share of it.
+        expert_crowding: How much longer it takes to read bfloat16 experts where a batch has more tokens than a GPU has
+            experts, less one: the fused kernels of vLLM then take larger tiles.
         kv_efficiency: Share of the peak memory bandwidth that KV and state reads reach.
         expert_spread: Share of the tokens of a batch that choose their experts on their own; the others follow them,
             so that a batch touches fewer experts than if all chose at random.
@@ -48,7 +50,8 @@ class TimingFit(Fitted):
         sequence_s: More of it for each sequence, seconds.
         layer_s: What starting the kernels of a layer adds, seconds.
         expert_layer_s: What routing adds to a layer with experts, seconds.
-        sampling_s: Choosing the next token of one sequence on the GPU, seconds.
+        sampling_s: Choosing the next token of one sequence at random on the GPU, from the sorted likeliest, seconds.
+        greedy_s: Choosing the likeliest, seconds.
         scan_s: Mamba scan of one token in one layer at the highest clock, seconds.
         link_efficiency: Share of the link bandwidth that an all-reduce reaches.
         message_s: Latency of one all-reduce, seconds.
@@ -60,6 +63,7 @@ class TimingFit(Fitted):
     attention_efficiency: Fraction
     memory_efficiency: Fraction
     expert_memory_efficiency: Fraction
+    expert_crowding: NonNegative = 0.0
     kv_efficiency: Fraction
     expert_spread: Fraction
     overlap_loss: Annotated[float, Field(ge=0, le=1)]
@@ -68,6 +72,7 @@ class TimingFit(Fitted):
     layer_s: NonNegative
     expert_layer_s: NonNegative
     sampling_s: NonNegative
+    greedy_s: NonNegative
     scan_s: NonNegative
     link_efficiency: Fraction
     message_s: NonNegative
@@ -82,7 +87,8 @@ class PowerFit(Fitted):
         resident_w: Added in proportion to the share of the memory that weights take, watts.
         active_w: Added while GPUs work rather than wait for the host, at the highest clock, watts.
         compute_w: Added at full compute utilisation, at the highest clock, watts.
-        memory_w: Added at full memory utilisation, at any clock, watts.
+        memory_w: Added while weights and states are read and next tokens chosen, at any clock, watts.
+        cache_w: Added while keys and values are read, at any clock, watts.
         link_w: Added while GPUs communicate, at any clock, watts.
     """
 
@@ -92,6 +98,7 @@ class PowerFit(Fitted):
     active_w: NonNegative
     compute_w: NonNegative
     memory_w: NonNegative
+    cache_w: NonNegative
     link_w: NonNegative = 0.0
 
 

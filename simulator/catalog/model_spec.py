@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -25,7 +26,8 @@ class ModelSpec(Spec):
 
     Layers have attention (grouped-query, multi-head, latent, or with a sliding window) or a Mamba-2 mixer, and an MLP
     (dense, or a mixture of experts with or without shared ones). Weights of one byte are multiplied in FP8 where the
-    GPU can; other widths, such as MXFP4's 4.25 bits, only save bytes and are multiplied in bfloat16.
+    GPU can. Other widths, such as MXFP4's 4.25 bits, only save bytes and are multiplied in bfloat16, but by a GPU that
+    has units for them with activations in FP8.
 
     Attributes:
         name: Canonical name.
@@ -273,11 +275,12 @@ class ModelSpec(Spec):
     @property
     def fp8_share(self) -> float:
         """Share of a token's matrix operations that are in FP8 where the GPU can: those on weights of one byte."""
-        parts = [
-            *self._block_parts(self.experts_per_token * self.expert_parameters if self.experts > 1 else 0),
-            (self.head_parameters, self._embedding_width),
-        ]
-        return sum(count for count, width in parts if width == 1) / sum(count for count, _ in parts)
+        return self._multiplied_share(lambda width: width == 1)
+
+    @property
+    def narrow_share(self) -> float:
+        """Share of a token's matrix operations that are on weights of less than a byte."""
+        return self._multiplied_share(lambda width: width < 1)
 
     @property
     def attention_flop_per_pair(self) -> int:
@@ -288,6 +291,13 @@ class ModelSpec(Spec):
         return FLOP_PER_PAIR_CHANNEL * layers * self.heads * self.head_dim
 
     # --------------------------------------------------------------------------------------------------------------
+
+    def _multiplied_share(self, has: Callable[[float], bool]) -> float:
+        parts = [
+            *self._block_parts(self.experts_per_token * self.expert_parameters if self.experts > 1 else 0),
+            (self.head_parameters, self._embedding_width),
+        ]
+        return sum(count for count, width in parts if has(width)) / sum(count for count, _ in parts)
 
     @property
     def _embedding_width(self) -> float:

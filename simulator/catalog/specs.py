@@ -20,6 +20,8 @@ class GpuSpec(Spec):
         memory_bytes_per_s: Peak memory bandwidth.
         bf16_flop_per_s: Dense peak in bfloat16 (float16 where the chip has no bfloat16).
         fp8_flop_per_s: Dense peak in FP8; none where the chip has no FP8.
+        narrow_fp8: Whether weights of less than a byte are multiplied with activations in FP8 at its peak, rather than
+            in bfloat16.
         link_bytes_per_s: Bandwidth to the other GPUs of the server, one direction.
         host_link_bytes_per_s: Bandwidth from the memory of the host, one direction.
         network_bytes_per_s: Bandwidth to GPUs of other servers, one direction.
@@ -43,6 +45,7 @@ class GpuSpec(Spec):
     memory_bytes_per_s: Positive
     bf16_flop_per_s: Positive
     fp8_flop_per_s: Positive | None = None
+    narrow_fp8: bool = False
     link_bytes_per_s: Positive
     host_link_bytes_per_s: Positive
     network_bytes_per_s: Positive

@@ -59,15 +59,17 @@ def fixed_ps(engine: Engine, d: int, sequences: int, link: int) -> int:
 
 
 @part
-def energy_of(engine: Engine, d: int, step: int, total: int, host: int, link: int, compute: int, memory: int) -> int:
+def energy_of(
+    engine: Engine, d: int, step: int, total: int, host: int, link: int, compute: int, memory: int, cache: int
+) -> int:
     """Energy of iterations with these summed times (ps, compute at the clock of ``step``), in units of 1e-14 J."""
     dep = engine.deployments[d]
     clocked = engine.watt[d, ACTIVE, step] * (total - host) + engine.watt[d, COMPUTING, step] * compute
-    return dep.idle_cw * total + clocked + dep.memory_cw * memory + dep.link_cw * link
+    return dep.idle_cw * total + clocked + dep.memory_cw * memory + dep.cache_cw * cache + dep.link_cw * link
 
 
 @part
-def govern(engine: Engine, r: int, n: int, link: int, compute: int, memory: int) -> int:
+def govern(engine: Engine, r: int, n: int, link: int, compute: int, memory: int, cache: int) -> int:
     """Highest ladder step at which an iteration over ``n`` requests stays under the cap; also kept in ``slots.step``.
 
     The rule holds from one change of the batch or bin edge to the next, whichever comes first. Power grows with the
@@ -78,6 +80,7 @@ def govern(engine: Engine, r: int, n: int, link: int, compute: int, memory: int)
     cap_cw = int(slot.cap_w * UNITS_PER_W)
     fixed = fixed_ps(engine, d, n, link)
     read = (memory + sample_ps(engine, d, n)) >> COARSE
+    kept = cache >> COARSE
     host, link = host_ps(engine, d, n) >> COARSE, link >> COARSE
     top = slot.clock_limit
     if slot.throttled:
@@ -88,8 +91,8 @@ def govern(engine: Engine, r: int, n: int, link: int, compute: int, memory: int)
         # The highest step is tried first: mostly nothing caps it.
         i = high if first else (low + high + 1) >> 1
         busy = round(compute / engine.ladder[d, CLOCK, i])
-        total = (fixed + max(busy, memory)) >> COARSE
-        if energy_of(engine, d, i, total, host, link, busy >> COARSE, read) <= cap_cw * total:
+        total = (fixed + max(busy, memory + cache)) >> COARSE
+        if energy_of(engine, d, i, total, host, link, busy >> COARSE, read, kept) <= cap_cw * total:
             low = i
         elif first:
             high = max(high - 1, 0)

@@ -162,7 +162,7 @@ def decode(engine: Engine, r: int, limit: int, launch_until: int, most: int, tak
     fixed, weights, kv = fixed_ps(engine, d, n, link), engine.cost[d, MEMORY, n] + dep.state_ps * n, dep.kv_read_ps
     if slot.governed == 0:
         compute = engine.cost[d, COMPUTE, n] + dep.attention_ps * (cached + n)
-        govern(engine, r, n, link, compute, weights + kv * (cached + n))
+        govern(engine, r, n, link, compute, weights, kv * (cached + n))
     step = slot.step
     ratio = engine.ladder[d, CLOCK, step]
     matrix = round(engine.cost[d, COMPUTE, n] / ratio)
@@ -182,8 +182,9 @@ def decode(engine: Engine, r: int, limit: int, launch_until: int, most: int, tak
     if within > 0:
         read = within * cached + n * (within * (within + 1) // 2)
         total = leap_time(within, fixed + base, slope, cached, n)
-        compute, memory = within * matrix + attention * read, within * (weights + sample) + kv * read
-        spend(engine, r, energy_of(engine, d, step, total, within * host, within * link, compute, memory))
+        compute, memory = within * matrix + attention * read, within * (weights + sample)
+        energy = energy_of(engine, d, step, total, within * host, within * link, compute, memory, kv * read)
+        spend(engine, r, energy)
         take_blocks(engine, r, blocks_for(engine, r, within, dep.block_shift) - taken)
         slot.now_ps = now + total
         slot.iteration += within
@@ -197,8 +198,8 @@ def decode(engine: Engine, r: int, limit: int, launch_until: int, most: int, tak
     read = slot.context + n
     total = fixed + base + slope * read
     take_blocks(engine, r, blocks_for(engine, r, 1, dep.block_shift) - taken)
-    compute, memory = matrix + attention * read, weights + sample + kv * read
-    take_off(engine, r, total, 0, energy_of(engine, d, step, total, host, link, compute, memory))
+    compute, memory = matrix + attention * read, weights + sample
+    take_off(engine, r, total, 0, energy_of(engine, d, step, total, host, link, compute, memory, kv * read))
 
 
 @part
@@ -213,11 +214,12 @@ def launch_mixed(engine: Engine, r: int, prefill: int, read: int, pairs: int) ->
     host, link = host_ps(engine, d, sequences), engine.cost[d, LINK, tokens]
     fixed, sample = fixed_ps(engine, d, sequences, link), sample_ps(engine, d, sequences)
     compute = engine.cost[d, COMPUTE, tokens] + dep.attention_ps * (pairs + decoded)
-    memory = engine.cost[d, MEMORY, tokens] + dep.state_ps * sequences + dep.kv_read_ps * (read + decoded)
-    step = govern(engine, r, sequences, link, compute, memory)
+    memory, cache = engine.cost[d, MEMORY, tokens] + dep.state_ps * sequences, dep.kv_read_ps * (read + decoded)
+    step = govern(engine, r, sequences, link, compute, memory, cache)
     compute = round(compute / engine.ladder[d, CLOCK, step])
-    total = fixed + max(compute, memory)
-    take_off(engine, r, total, prefill, energy_of(engine, d, step, total, host, link, compute, memory + sample))
+    total = fixed + max(compute, memory + cache)
+    energy = energy_of(engine, d, step, total, host, link, compute, memory + sample, cache)
+    take_off(engine, r, total, prefill, energy)
 
 
 @part

@@ -101,8 +101,8 @@ def _record(whole: str, real: str = "", short: str = "") -> np.dtype[np.void]:
 # and output. `watermark`: blocks that admission leaves free. `by_priority`: the scheduling policy.
 DEPLOYMENT = _record(
     "step_ps sequence_ps gap_ps sample_ps kv_read_ps state_ps attention_ps gpus averaging kv_blocks watermark "
-    "max_tokens max_num_seqs max_batched_tokens block_shift model by_priority idle_cw off_cw memory_cw link_cw "
-    "transfer_ps transfer_latency_ps",
+    "max_tokens max_num_seqs max_batched_tokens block_shift model by_priority idle_cw off_cw memory_cw cache_cw "
+    "link_cw transfer_ps transfer_latency_ps",
     "throttle_c resume_c",
 )
 

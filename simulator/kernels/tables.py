@@ -50,14 +50,16 @@ class PowerCoefficients(NamedTuple):
 
     While an iteration runs at ladder step ``i``, with ``u_k``, ``u_c``, ``u_m`` and ``u_l`` the fractions of its time
     in which the GPUs do not wait for the host, compute, memory and links are busy,
-    ``P = idle_w + scale[i]·(active_w·u_k + compute_w·u_c) + memory_w·u_m + link_w·u_l``; else ``P = idle_w``.
+    ``P = idle_w + scale[i]·(active_w·u_k + compute_w·u_c) + memory_w·u_m + cache_w·u_v + link_w·u_l``, where ``u_v``
+    is the part of memory time that goes to keys and values; else ``P = idle_w``.
 
     Attributes:
         off_w: No weights resident (empty, sleeping).
         idle_w: Weights resident, no work.
         active_w: Added while GPUs work, that is all the time but the host's, at the highest clock.
         compute_w: Added at full compute utilisation, at the highest clock.
-        memory_w: Added at full memory utilisation, and while next tokens are chosen; does not scale with the clock.
+        memory_w: Added while weights and states are read and next tokens chosen; does not scale with the clock.
+        cache_w: Added while keys and values are read; does not scale with the clock.
         link_w: Added while GPUs communicate; does not scale with the core clock.
         clock_ratio: float64 (K,): ladder of clocks relative to the highest, ascending, last one 1.0.
         scale: float64 (K,): dynamic power at each step relative to the highest, ascending, last one 1.0.
@@ -78,6 +80,7 @@ class PowerCoefficients(NamedTuple):
     active_w: float
     compute_w: float
     memory_w: float
+    cache_w: float
     link_w: float
     clock_ratio: NDArray[np.float64]
     scale: NDArray[np.float64]

@@ -51,7 +51,8 @@ class Times(NamedTuple):
         host: GPUs wait.
         link: They communicate.
         compute: They compute.
-        memory: They read, or choose next tokens.
+        memory: They read weights and states, or choose next tokens.
+        cache: They read keys and values.
     """
 
     length: int
@@ -59,6 +60,7 @@ class Times(NamedTuple):
     link: int
     compute: int
     memory: int
+    cache: int
 
 
 class Physics:
@@ -74,8 +76,8 @@ class Physics:
         )
         self._gap_ps, self._sample_ps = int(record["gap_ps"]), int(record["sample_ps"])
         self._active_cw, self._computing_cw = watt[ACTIVE].tolist(), watt[COMPUTING].tolist()
-        self._idle_cw, self._memory_cw, self._link_cw = (
-            int(record[f"{name}_cw"]) for name in ("idle", "memory", "link")
+        self._idle_cw, self._memory_cw, self._cache_cw, self._link_cw = (
+            int(record[f"{name}_cw"]) for name in ("idle", "memory", "cache", "link")
         )
         self.clock: list[float] = engine.ladder[deployment, CLOCK].tolist()
 
@@ -106,14 +108,17 @@ class Physics:
     def _times(self, work: Work, compute_ps: int) -> Times:
         host_ps = self._step_ps + self._sequence_ps * work.sequences
         link_ps = self._link_ps[work.tokens]
-        memory_ps = self._memory_ps[work.tokens] + self._state_ps * work.sequences + self._kv_read_ps * work.read
+        memory_ps = self._memory_ps[work.tokens] + self._state_ps * work.sequences
+        cache_ps = self._kv_read_ps * work.read
         sample_ps = self._sample_ps * work.sequences
         fixed_ps = host_ps + self._gap_ps + sample_ps + link_ps
-        return Times(fixed_ps + max(compute_ps, memory_ps), host_ps, link_ps, compute_ps, memory_ps + sample_ps)
+        length_ps = fixed_ps + max(compute_ps, memory_ps + cache_ps)
+        return Times(length_ps, host_ps, link_ps, compute_ps, memory_ps + sample_ps, cache_ps)
 
     def _energy(self, step: int, times: Times) -> int:
         clocked: int = self._active_cw[step] * (times.length - times.host) + self._computing_cw[step] * times.compute
-        return self._idle_cw * times.length + clocked + self._memory_cw * times.memory + self._link_cw * times.link
+        read: int = self._memory_cw * times.memory + self._cache_cw * times.cache
+        return self._idle_cw * times.length + clocked + read + self._link_cw * times.link
 
 
 @dataclass

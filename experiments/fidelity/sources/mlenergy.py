@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
-from ....simulator.catalog import Catalog, ModelSpec
+from ....simulator.catalog import Catalog, Cut, ModelSpec
 from ....simulator.errors import InputError
+from ....simulator.parallelism import check_ep
 from ....simulator.performance import iteration_cost, kv_capacity_tokens
 from ....simulator.power import power_coefficients
-from ..compositions import Run, compositions_of
+from ..compositions import Compositions, Run, check, compositions_of
 from ..csv_rows import Line, read_lines
+from ..demand import Served
 from ..prediction import Cost, governed, mean_power_w, summarise
-from ..source import Advance, Row, Simulated
-from .mlenergy_tasks import MAX_BATCHED_TOKENS, TASKS, Task, lengths, requests_sent
+from ..source import Advance, Fitted, Row, Simulated
+from .mlenergy_fit import RESAMPLES, fit
+from .mlenergy_tasks import MAX_BATCHED_TOKENS, TASKS, Task, lengths, requests_sent, task_named
 
 MEASURED = {
     "itl": "median_itl_ms",
@@ -30,6 +36,10 @@ GIVEN_TEXT = ("model", "task", "architecture", "weight_precision", "gpu_model")
 GIVEN_WHOLE = ("num_gpus", "tp", "ep", "dp", "max_num_seqs")
 GIVEN_REAL = ("params_b", "activated_params_b", "avg_output_len")
 GPUS = {"H100": "H100-80GB"}
+WEIGHT_BYTES = {"bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "mxfp4": 17 / 32}
+FOLDER = "LLMCLUSTER_COMPOSITIONS"
+"""Environment variable that names a folder for what the scheduler does in each run."""
+FIT_SEED = 0
 SETUP = ("model", "task", "weight_precision", "gpu_model", "num_gpus", "tp", "ep", "dp")
 
 
@@ -38,7 +48,7 @@ class MlEnergy:
 
     Args:
         folder: Where to keep what the scheduler does in each run, which takes a second to find and depends on no fitted
-            figure; nowhere by default.
+            figure; by default where the environment variable LLMCLUSTER_COMPOSITIONS says, else in memory alone.
         tasks: What is assumed of each task.
     """
 
@@ -66,10 +76,16 @@ class MlEnergy:
             f"{task.output_spread:g} of it, {task.output_most} at most; both lognormal"
             for name, task in TASKS.items()
         ),
+        "any other task has prompts and spreads as lm-arena-chat",
+        "a model that the catalogue lacks has the dimensions usual for its params_b and activated_params_b",
     )
 
     def __init__(self, folder: Path | None = None, tasks: Mapping[str, Task] = TASKS) -> None:
-        self._folder, self._tasks = folder, tasks
+        named = os.environ.get(FOLDER)
+        self._folder = folder or (Path(named) if named else None)
+        self._tasks = tasks
+        self._works: dict[str, Compositions] = {}
+        self._resamples = RESAMPLES
 
     def read(self, files: Sequence[Path]) -> list[Row]:
         """Reads files with the columns of ``vllm_steady_state.csv``."""
@@ -78,38 +94,55 @@ class MlEnergy:
         return [_row(line, known) for path in files for line in read_lines(path, columns)]
 
     def simulate(self, rows: Sequence[Row], catalog: Catalog, seed: int, advance: Advance) -> list[Simulated]:
-        """Simulates every row; none where the model is unknown or does not fit."""
+        """Simulates every row; nothing where the model does not fit, or more than one engine serves it."""
         simulated: list[Simulated] = []
         for row in rows:
             simulated.append(self._simulate(row, catalog, seed))
             advance(len(simulated))
         return simulated
 
+    def fit(self, rows: Sequence[Row], catalog: Catalog, rng: np.random.Generator, advance: Advance) -> Fitted:
+        """Fits times and power of the GPUs, and an offset and a factor for each model, GPU and parallelism."""
+        return fit(rows, [self._serve(row, catalog, FIT_SEED) for row in rows], rng, advance, self._resamples)
+
+    def without_intervals(self) -> Self:
+        """The same, whose fits are quicker because they have no intervals."""
+        other = copy(self)
+        other._resamples = 0
+        return other
+
     def run_of(self, row: Row, kv_tokens: int, seed: int) -> Run:
         """The requests of a row and the engine's limits."""
-        return _run(row, self._task(row), kv_tokens, seed)
+        mean, places = row.given["avg_output_len"], row.given["max_num_seqs"]
+        task = task_named(row.given["task"], mean, self._tasks)
+        number = requests_sent(task, mean, places)
+        prompt, output = lengths(task, mean, number, np.random.default_rng(seed))
+        return Run(prompt.tolist(), output.tolist(), places, kv_tokens, MAX_BATCHED_TOKENS)
 
-    def _task(self, row: Row) -> Task:
-        name = row.given["task"]
-        if name not in self._tasks:
-            problem = f"nothing is known of the prompts of task {name!r}"
-            raise InputError(row.place, problem, f"Remove the line, or use one of {', '.join(self._tasks)}")
-        return self._tasks[name]
+    def _serve(self, row: Row, catalog: Catalog, seed: int) -> Served | None:
+        """The run of a row; none where it cannot be simulated."""
+        gpu, tp, ep = catalog.gpu(row.groups["gpu"]), row.given["num_gpus"], row.given["ep"] > 1
+        if row.given["dp"] > 1:
+            return None
+        try:
+            model = _model(row, catalog)
+            if ep:
+                check_ep(model, tp)
+            run = self.run_of(row, kv_capacity_tokens(model, gpu, tp), seed)
+            check(run)
+        except InputError:
+            return None
+        if run.key not in self._works:
+            self._works[run.key] = compositions_of(run, self._folder)
+        return Served(self._works[run.key], model, gpu, tp, ep)
 
     def _simulate(self, row: Row, catalog: Catalog, seed: int) -> Simulated:
-        task, model = self._task(row), _known(catalog, row.given["model"])
-        if model is None or row.given["dp"] > 1:
+        if (served := self._serve(row, catalog, seed)) is None:
             return {}
-        gpu, tp, ep = catalog.gpu(row.groups["gpu"]), row.given["num_gpus"], row.given["ep"] > 1
+        work, model, gpu, tp, ep = served.work, served.model, served.gpu, served.tp, served.ep
         scale = catalog.scale(model.name, gpu.name, tp, 1, ep)
-        try:
-            kv_tokens = kv_capacity_tokens(model, gpu, tp)
-            cost = Cost.of(iteration_cost(model, gpu, tp, MAX_BATCHED_TOKENS, 1, ep, scale))
-            power = power_coefficients(model, gpu, tp, 1, scale)
-        except InputError:
-            return {}
-        work = compositions_of(_run(row, task, kv_tokens, seed), self._folder)
-        times, watts = governed(work, cost, power)
+        cost = Cost.of(iteration_cost(model, gpu, tp, MAX_BATCHED_TOKENS, 1, ep, scale))
+        times, watts = governed(work, cost, power_coefficients(model, gpu, tp, 1, scale))
         seen = summarise(work, times)
         mean_w = mean_power_w(work, times, watts)
         return {
@@ -123,13 +156,6 @@ class MlEnergy:
         }
 
 
-def _run(row: Row, task: Task, kv_tokens: int, seed: int) -> Run:
-    mean, places = row.given["avg_output_len"], row.given["max_num_seqs"]
-    number = requests_sent(task, mean, places)
-    prompt, output = lengths(task, mean, number, np.random.default_rng(seed))
-    return Run(prompt.tolist(), output.tolist(), places, kv_tokens, MAX_BATCHED_TOKENS)
-
-
 def _row(line: Line, known: Catalog) -> Row:
     texts = {name: line.text(name) for name in GIVEN_TEXT}
     wholes = {name: _whole(line, name) for name in GIVEN_WHOLE}
@@ -139,12 +165,13 @@ def _row(line: Line, known: Catalog) -> Row:
         problem = f"{wholes['num_gpus']} GPUs do not hold tp {wholes['tp']} and ep {wholes['ep']}"
         raise InputError(line.place, problem, "Correct the line: the larger of the two must divide num_gpus")
     model = _known(known, texts["model"])
+    gpu = GPUS.get(texts["gpu_model"], texts["gpu_model"])
     groups = {
-        "gpu": GPUS.get(texts["gpu_model"], texts["gpu_model"]),
+        "gpu": gpu,
         "model": model.name if model else texts["model"],
         "task": texts["task"],
         "architecture": texts["architecture"],
-        "calibrated": "yes" if model else "no",
+        "calibrated": "yes" if model and _cut(model.name, gpu, wholes) in known.scales else "no",
     }
     measured = {quantity: line.positive(column) for quantity, column in MEASURED.items()}
     return Row(line.place, "|".join(str(given[name]) for name in SETUP), measured, groups, given)
@@ -157,8 +184,21 @@ def _whole(line: Line, column: str) -> int:
     return int(value)
 
 
+def _cut(model: str, gpu: str, wholes: Mapping[str, int]) -> Cut:
+    return Cut(model, gpu, wholes["num_gpus"], 1, wholes["ep"] > 1)
+
+
 def _known(catalog: Catalog, name: str) -> ModelSpec | None:
     try:
         return catalog.model(name)
     except InputError:
         return None
+
+
+def _model(row: Row, catalog: Catalog) -> ModelSpec:
+    """The model of a row; one of usual dimensions where the catalogue lacks it."""
+    given = row.given
+    if (known := _known(catalog, given["model"])) is not None:
+        return known
+    parameters, active = (round(given[name] * 1e9) for name in ("params_b", "activated_params_b"))
+    return ModelSpec.generic(given["model"], parameters, active, WEIGHT_BYTES.get(given["weight_precision"], 2.0))

@@ -25,7 +25,8 @@ def features(row: Row, catalog: Catalog) -> tuple[F64, PowerCoefficients]:
         catalog: GPUs and models.
 
     Returns:
-        What active, compute, memory and link power are multiplied by in each second (seconds, 4), and those powers.
+        What active, compute, memory, cache and link power are multiplied by in each second (seconds, 5), and those
+        powers.
     """
     trace: Trace = row.given["trace"]
     gpu, model, tp = catalog.gpu(row.groups["gpu"]), catalog.model(row.groups["model"]), row.given["tp"]

@@ -57,9 +57,12 @@ def _per_gpu(row: Row, catalog: Catalog) -> tuple[F64, F64]:
     shares, power = features(row, catalog)
     scale = catalog.scale(row.groups["model"], row.groups["gpu"], row.given["tp"], 1, False)
     resident_w = power.idle_w / power.gpus - catalog.gpu(row.groups["gpu"]).power.idle_w
-    measured_w = (row.given["power_w"] - shares[:, 3] * power.link_w) / power.gpus - resident_w
+    active, compute, memory, cache, link = shares.T
+    measured_w = (row.given["power_w"] - link * power.link_w) / power.gpus - resident_w
     whole = ~np.isnan(measured_w)
-    design = np.column_stack([np.ones(len(shares)), scale.power * shares[:, :3]])
+    # One trace does not tell reads of weights from reads of the cache.
+    busy = np.column_stack([active, compute, memory + cache])
+    design = np.column_stack([np.ones(len(shares)), scale.power * busy])
     return design[whole], measured_w[whole]
 
 
@@ -81,5 +84,6 @@ def _entry(gpu: GpuSpec, best: F64, count: int) -> dict[str, Any]:
     entry = gpu.model_dump(exclude={"name"}, exclude_none=True)
     fitted = dict(zip(("idle_w", *COEFFICIENTS), (round(float(w), 1) for w in best), strict=True))
     entry["power"] |= {"calibrated": True, "source": f"calibrate power-trace, {count} seconds"} | fitted
+    entry["power"]["cache_w"] = fitted["memory_w"]
     entry["power"]["off_w"] = min(entry["power"]["off_w"], fitted["idle_w"])
     return entry

@@ -25,7 +25,7 @@ def timeline(trace: Trace, cost: IterationCost, power: PowerCoefficients) -> tup
 
     Returns:
         Times in seconds, ascending (k + 1,), and between each two the shares of the time by which active, compute,
-        memory and link power are multiplied (k, 4).
+        memory, cache and link power are multiplied (k, 5).
     """
     times, shares = [min(trace.power[0, 0], trace.engine[0, 0]) - QUIET_S], []
     context = 0.0  # of all that run
@@ -47,12 +47,12 @@ def timeline(trace: Trace, cost: IterationCost, power: PowerCoefficients) -> tup
         if works_s > 0:
             # The clock on the wall says how long the GPUs worked, the counters what they did in that time.
             stretch = max(works_s - busy.host, 0.0) / max(busy.length - busy.host, 1e-9)
-            parts = np.array([busy.active * stretch, busy.compute, busy.memory, busy.link])
+            parts = np.array([busy.active * stretch, busy.compute, busy.memory, busy.cache, busy.link])
             times += [starts_s, starts_s + works_s]
-            shares += [np.zeros(4), np.minimum(parts / works_s, 1.0)]
+            shares += [np.zeros(5), np.minimum(parts / works_s, 1.0)]
         before = now
     times.append(max(trace.power[-1, 0], times[-1]) + 1.0)
-    shares.append(np.zeros(4))
+    shares.append(np.zeros(5))
     return np.array(times), np.array(shares)
 
 

@@ -1,0 +1,111 @@
+"""Times and power of one GPU fitted in turn, since the power limit slows what is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...simulator.catalog import GpuSpec, ModelSpec
+from ...simulator.power import clock_ladder, drawn_share
+from .demand import Demand
+from .power_fit import Watts, fit_power, mean_power_w, shares
+from .roofline_fit import Seen, Timing, fit_timing, seen, times
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What was measured of R runs on a GPU.
+
+    Attributes:
+        gpu: The GPU.
+        demand: What they asked.
+        key: Model and parallelism of each, from 0 (R,).
+        seen: Latency and throughput.
+        power_w: Mean power of one GPU (R,).
+        resident: Share of the memory that weights take (R,).
+        models: The models (R).
+    """
+
+    gpu: GpuSpec
+    demand: Demand
+    key: I64
+    seen: Seen
+    power_w: F64
+    resident: F64
+    models: Sequence[ModelSpec]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Fitted times and power, and what they make of the runs.
+
+    Attributes:
+        timing: Times.
+        watts: Power.
+        seen: Simulated latency and throughput.
+        power_w: Simulated power of one GPU.
+    """
+
+    timing: Timing
+    watts: Watts
+    seen: Seen
+    power_w: F64
+
+
+def fit_governed(
+    runs: Runs, centre: Mapping[str, float], counts: F64 | None = None, near: Found | None = None
+) -> Found:
+    """Fits times at the highest clock, then power, then both again at the clocks that the power limit leaves.
+
+    Args:
+        runs: What was measured.
+        centre: As for ``fit_timing``.
+        counts: How often each run counts; once by default.
+        near: A fit of almost the same.
+    """
+    return _round(runs, centre, counts, _round(runs, centre, counts, None) if near is None else near)
+
+
+def _round(runs: Runs, centre: Mapping[str, float], counts: F64 | None, near: Found | None) -> Found:
+    """A fit at the clocks that another leaves, at the highest without one."""
+    gpu, demand, key = runs.gpu, runs.demand, runs.key
+    ratio, scale = clock_ladder(gpu)
+    idle_w, own = gpu.power.idle_w, key[demand.run]
+    step = _steps(runs, near.timing, near.watts) if near else np.full(len(own), len(ratio) - 1)
+    timing = fit_timing(demand, runs.seen, key, centre, ratio[step], near.timing if near else None, counts)
+    spent = times(demand, timing.figures, timing.step_s[own], ratio[step])
+    drawn = _drawn(runs, timing)
+    busy, memory_ratio = shares(demand, spent, drawn, scale[step]), gpu.power.memory_w / gpu.power.active_w
+    watts = fit_power(busy, runs.resident, runs.power_w, idle_w, memory_ratio, key, counts)
+    step = _steps(runs, timing, watts)
+    spent = times(demand, timing.figures, timing.step_s[own], ratio[step])
+    power_w = mean_power_w(shares(demand, spent, drawn, scale[step]), runs.resident, idle_w, watts, key)
+    return Found(timing, watts, seen(demand, spent.length)[0], power_w)
+
+
+def _steps(runs: Runs, timing: Timing, watts: Watts) -> I64:
+    """The highest step of the clock ladder at which each entry keeps under the power limit, as the governor has it."""
+    demand, gpu, w = runs.demand, runs.gpu, watts.shared
+    ratio, scale = clock_ladder(gpu)
+    own = runs.key[demand.run]
+    steady_w = gpu.power.idle_w + w["resident_w"] * runs.resident[demand.run]
+    compute_w = w["compute_w"] * _drawn(runs, timing)[demand.run]
+    chosen = np.zeros(len(demand.run), np.int64)
+    for step in range(1, len(ratio)):
+        t = times(demand, timing.figures, timing.step_s[own], ratio[step])
+        clocked = w["active_w"] * (t.length - t.host) + compute_w * t.compute
+        dynamic = scale[step] * clocked + w["memory_w"] * t.memory + w["cache_w"] * t.cache + w["link_w"] * t.link
+        chosen[steady_w + watts.factor[own] * dynamic / t.length <= gpu.cap_max_w] = step
+    return chosen
+
+
+def _drawn(runs: Runs, timing: Timing) -> F64:
+    """Share of the compute power that each run draws."""
+    gpu = runs.gpu.model_copy(update={"timing": runs.gpu.timing.model_copy(update=timing.figures)})
+    return np.array([drawn_share(model, gpu) for model in runs.models])
