@@ -73,6 +73,7 @@ class View:
         self.row = row
         self._cluster, self._builder = observation["cluster"], builder
         self._slots = observation["slots"].reshape(len(builder.fleet), -1)
+        self._forecast = observation["forecast"].reshape(len(builder.fleet) + 1, -1)
 
     def slot(self, name: str) -> NDArray[np.float64]:
         """A per-slot feature (R,)."""
@@ -86,6 +87,12 @@ class View:
         """A feature of the cluster."""
         i = [f.name for f in self._builder.cluster_features].index(name)
         return float(self._cluster[i]) * self._builder.cluster_features[i].scale
+
+    def forecast_w(self, name: str) -> NDArray[np.float64]:
+        """A forecast figure such as ``point_30s_q0.5``, watts: slot by slot, then of all (R + 1,)."""
+        scale_w = self._builder.fleet.cap_max_w
+        column = self._forecast[:, self._builder.forecast_features.index(name)].astype(np.float64)
+        return np.asarray(column * np.append(scale_w, scale_w.sum()))
 
 
 class Heuristic(ABC):

@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from ..simulator.errors import InputError
-from . import best_constant
+from . import best_constant, proactive
 from .base import Agent, Task
+from .proactive import FollowPower
 from .scaling import Clairvoyant, FollowLoad, tuned_over
 from .static import LeastOutstanding, Random, RoundRobin, UniformCap
 
@@ -18,6 +19,7 @@ AGENTS: dict[str, Callable[[Task], Agent]] = {
     "least-outstanding": LeastOutstanding,
     "uniform-cap": UniformCap,
     "follow-load": FollowLoad,
+    "follow-power": FollowPower,
     "clairvoyant": Clairvoyant,
 }
 """Agents that need nothing but the task. Add your own here, or pass any object with ``predict`` to the evaluator."""
@@ -25,6 +27,7 @@ AGENTS: dict[str, Callable[[Task], Agent]] = {
 CANDIDATES: dict[str, Callable[[Task], Mapping[str, Agent]]] = {
     "best-constant": best_constant.candidates,
     "follow-load": partial(tuned_over, FollowLoad),
+    "follow-power": proactive.candidates,
     "clairvoyant": partial(tuned_over, Clairvoyant),
 }
 """Agents of which an evaluation first chooses the best candidate on validation traffic; see ``experiments/tune.py``."""

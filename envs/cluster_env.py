@@ -11,7 +11,6 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..forecaster import make_forecaster
 from ..simulator.blueprint import Blueprint
 from ..simulator.cluster import EngineName
 from ..simulator.drivers import ENGINE_NAMES
@@ -23,6 +22,7 @@ from ..simulator.workload.traces import resolve
 from .codec import ActionCodec
 from .features import senses_of
 from .observation import Observation, ObservationBuilder
+from .perception import make_perception
 from .plant import SimulatedPlant, TickOutcome, fleet_of
 from .rendering import draw_ansi, draw_rgb
 from .reward import reward_terms
@@ -73,7 +73,9 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
         workload: Replaces the scenario's workload: a trace (path, or name of a fetched one), to which the reward is
             then scaled, or a dict like the scenario's.
         encoding: ``discrete`` or ``box``.
-        forecaster: Replaces the scenario's forecaster: ``none`` or ``persistence``.
+        forecaster: Replaces the scenario's forecaster: ``none``, ``persistence``, ``gru`` (trained on simulated
+            telemetry), ``oracle`` (rolls the run forward as if nothing were done any more; clairvoyant), or a file of
+            weights that ``llmcluster forecast train`` wrote.
         engine: ``compiled``, or ``reference``: SimPy, one event per iteration, the same result much slower.
         render_mode: ``rgb_array``, ``ansi`` or ``None``.
 
@@ -111,11 +113,14 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
         self.observation_space: gym.spaces.Dict = self.observations.space()  # type: ignore[assignment]
         self.action_space = self.codec.space()
         self.render_mode = render_mode
+        name, folder = (forecaster, Path()) if forecaster else (self.scenario.forecaster, self.scenario.folder)
         try:
-            self.forecaster = make_forecaster(forecaster or self.scenario.forecaster)
-        except ValueError as fault:
-            where = "forecaster" if forecaster else f"{self.scenario.source}: forecaster"
-            raise InputError(where, str(fault), "Change it as said") from fault
+            self.perception = make_perception(name, self.fleet, folder)
+        except InputError as fault:
+            where = fault.where if forecaster else f"{self.scenario.source}: {fault.where}"
+            raise InputError(where, fault.problem, fault.remedy) from fault
+        if self.perception.clairvoyant and engine != "compiled":
+            raise InputError("forecaster", f"'{name}' cannot take the reference engine back", "Use the compiled one")
         self.plant: SimulatedPlant | None = None
         self._tdp_w = float(self.fleet.cap_max_w.sum())
         self._ticks = 0
@@ -155,10 +160,9 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
         self.plant = SimulatedPlant(
             self.scenario, self.blueprint, self.fleet, requests, plant_rng, self.engine, observer
         )
-        self.forecaster.reset(len(self.fleet) + 1)
         self._ticks = 0
-        observation = self._observe(self.plant)
-        self.forecaster.reset(len(self.fleet) + 1)  # the zeros before the first second are no reading to learn from
+        self.telemetry = self.plant.read()
+        observation = self.observations.build(self.telemetry, self.perception.reset(self.plant))
         return observation, {"action_mask": self.action_masks(), "time_s": 0.0}
 
     def step(self, action: ArrayLike) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -184,7 +188,8 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
     def finish(self, outcome: TickOutcome) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """The second half of a step: what :meth:`step` returns, once the tick has been run."""
         assert self.plant is not None
-        observation = self._observe(self.plant)
+        self.telemetry = self.plant.read()
+        observation = self.observations.build(self.telemetry, self.perception.forecast(self.plant, self.telemetry))
         terms = reward_terms(outcome, self.scenario, self._tdp_w)
         self._ticks += 1
         misses = outcome.misses + outcome.overdue
@@ -204,12 +209,6 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
         }
         return observation, float(sum(terms.values())), False, self._ticks >= self.scenario.ticks, info
 
-    def _observe(self, plant: SimulatedPlant) -> Observation:
-        self.telemetry = telemetry = plant.read()
-        power_w = telemetry.power_w
-        forecast_w = self.forecaster.update(np.column_stack([power_w, power_w.sum(axis=1)]))
-        return self.observations.build(telemetry, forecast_w)
-
     def action_masks(self) -> NDArray[np.bool_]:
         """Which options of which head are open, flat over the heads; what sb3-contrib's MaskablePPO asks for."""
         if self.plant is None:
@@ -226,7 +225,7 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
     @cached_property
     def fingerprint(self) -> str:
         """Digest of the scenario and the forecaster."""
-        return fingerprint(self.scenario.model_dump_json(), type(self.forecaster).__name__)
+        return fingerprint(self.scenario.model_dump_json(), self.perception.identity)
 
     def save_state(self) -> Snapshot:
         """The state of the episode, requests included, and of the generator that later episodes are drawn from.
@@ -246,7 +245,7 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
                 "plant": self.plant.save_state(),
                 "requests": _columns(self.plant.cluster.requests),
                 "ticks": self._ticks,
-                "forecaster": self.forecaster.save_state(),
+                "forecaster": self.perception.save_state(),
                 # Telemetry looks into the history, which is written over after a restore.
                 "telemetry": {
                     n: v.copy() if isinstance(v, np.ndarray) else v for n, v in _columns(self.telemetry).items()
@@ -270,7 +269,7 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
             self.plant = SimulatedPlant(self.scenario, self.blueprint, self.fleet, requests, np.random.default_rng(0))
         self.plant.restore_state(plant)
         self._ticks = state["ticks"]
-        self.forecaster.restore_state(state["forecaster"])
+        self.perception.restore_state(state["forecaster"])
         self.telemetry = Telemetry(**state["telemetry"])
         self.np_random = generator_from(state["np_random"])
 

@@ -282,6 +282,20 @@ class SimulatedPlant:
             carbon_g_per_kwh=_at(world.carbon_g_per_kwh, ahead_s),
         )
 
+    def foresee(self, seconds: int) -> F64:
+        """What the meters will say if nothing is done any more, watts (seconds, R): the run goes on and is taken back.
+
+        Raises:
+            InputError: The run cannot be saved, see :meth:`Cluster.save_state`.
+        """
+        state = self.save_state()
+        try:
+            self.cluster.advance(self.cluster.now_ps + seconds * PS_PER_S)
+            ahead_w: F64 = self.cluster.history.column("metered_w", seconds).copy()
+        finally:
+            self.restore_state(state)
+        return ahead_w
+
     def summary(self, warmup_s: int = 0, until_s: int | None = None) -> Summary:
         """Results so far, see :func:`summarize`."""
         seconds, world = np.arange(len(self.cluster.history)), self.world

@@ -70,7 +70,10 @@ class Scenario(Spec):
     tenants: TenantsSpec | None = Field(default=None, description="Foreign machines that hold slots; none by default.")
     actions: ActionSpec = ActionSpec()
     reward: RewardSpec = RewardSpec()
-    forecaster: str = Field(default="persistence", description="`none` or `persistence`.")
+    forecaster: str = Field(
+        default="persistence",
+        description="`none`, `persistence`, `gru`, `oracle` (clairvoyant), or a file of weights, `.safetensors`.",
+    )
     source: str = Field(default="scenario", exclude=True, description="Where it was read from, for messages.")
     folder: Path = Field(default=Path(), exclude=True, description="Where relative paths of the file start.")
 

@@ -86,7 +86,8 @@ def evaluate(
         for episode_seed in seeds:
             played.append(play(env, agent, titles[name], episode_seed, warmup_s))
             progress.advance(playing)
-    clairvoyant = frozenset(titles[n] for n, a in agents.items() if getattr(a, "clairvoyant", False))
+    foreseen = env.perception.clairvoyant
+    clairvoyant = frozenset(titles[n] for n, a in agents.items() if foreseen or getattr(a, "clairvoyant", False))
     workload = split.name if split else "the scenario's own"
     wall_s = time.perf_counter() - began
     return Evaluation(env.scenario.name, workload, tuple(titles.values()), clairvoyant, tuple(played), wall_s), notes

@@ -15,6 +15,7 @@ from ..simulator.errors import InputError
 from .output import JsonOption, SeedOption, people, progress_bar, write_json
 
 if TYPE_CHECKING:
+    from ..forecaster.models.learned import TrainSettings
     from ..forecaster.telemetry import Options, Telemetry
 
 LISTS = ("--train", "--test")
@@ -79,15 +80,10 @@ def train_command(
     json_file: JsonOption = None,
 ) -> None:
     """Fit a model of power and write its weights and card."""
-    from ..forecaster.models.learned import TrainSettings
     from .forecast_train import train as run
 
-    if device not in ("cpu", "cuda"):
-        raise InputError(f"--device {device}", "is unknown", "Use cpu or cuda")
-    if hidden % 4:
-        raise InputError(f"--hidden {hidden}", "is no multiple of 4", "Give 32, say")
+    settings = _settings(hidden, epochs, device)
     series = _read_all(train, layout, _options(zone, max_gap, columns, period), covariates)
-    settings = TrainSettings(hidden=hidden, epochs=epochs, device=device)
     with progress_bar() as progress:
         bars: dict[int, Any] = {}
 
@@ -147,6 +143,117 @@ def backtest_command(
     result = {"train": train or [], "test": test, "warnings": list(warnings), **result}
     _print(result, people(json_file))
     write_json(result, json_file)
+
+
+@app.command(
+    "compare",
+    cls=ManyFiles,
+    epilog="Example: llmcluster forecast compare --test w1.csv w2.csv --across --models ridge-ar,gru --out table.md",
+)
+def compare_command(
+    test: Annotated[list[str], typer.Option(metavar="FILE…", help="Telemetry to judge on; POWER+ENGINE joins two")],
+    train: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE…", help="Telemetry to fit on; without it, each test file's own past, fold by fold"),
+    ] = None,
+    across: Annotated[bool, typer.Option("--across", help="Fit on each test file and judge on each other one, too")] = (
+        False
+    ),
+    models: Annotated[str | None, typer.Option(help="Names or files of weights, by comma; all by default")] = None,
+    folds: Annotated[int, typer.Option(min=1, help="Folds of each test file where there is no --train")] = 4,
+    hidden: Annotated[int, typer.Option(min=4, help="Width of a network; a multiple of 4")] = 32,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data at most")] = 100,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    covariates: CovariatesOption = None,
+    layout: LayoutOption = None,
+    zone: ZoneOption = "UTC",
+    max_gap: GapOption = 1.5,
+    period: PeriodOption = 0.25,
+    columns: ColumnsOption = "",
+    seed: SeedOption = 0,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables as Markdown")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Set models side by side on every series: a table for each target, of skill over the best naive model."""
+    from ..files import whole
+    from ..forecaster.models import MODELS, NAIVE
+    from .forecast_compare import cases_of, compare, markdown, tables
+
+    settings = _settings(hidden, epochs, device)
+    if out is not None and not out.absolute().parent.is_dir():
+        raise InputError(f"--out {out}", "its folder does not exist", "Make the folder first")
+    names = _names(models or ",".join(MODELS))
+    options = _options(zone, max_gap, columns, period)
+    training, tests = (_read_all(files, layout, options, covariates) for files in (train or [], test))
+    cases = cases_of(training, tests, folds, across=across)
+    with progress_bar() as progress:
+        total = sum(len(parts) for _, parts in cases) * len(dict.fromkeys([*NAIVE, *names]))
+        bar = progress.add_task("comparing", total=total)
+        result = compare(cases, names, seed, lambda: progress.advance(bar), settings)
+    console = people(json_file)
+    for target, headings, rows in tables(result):
+        table = Table(*headings, box=box.SIMPLE, title=target, title_justify="left")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    if out is not None:
+        with whole(out) as partial:
+            partial.write_text(markdown(result), encoding="utf-8")
+    write_json(result, json_file)
+
+
+@app.command("value", epilog="Example: llmcluster forecast value --scenario power-budget --episodes 30 --json -")
+def value_command(
+    scenario: Annotated[str, typer.Option(help="Name of a scenario, or path of a TOML file")] = "default",
+    agent: Annotated[str, typer.Option(help="Controller, tuned for each forecaster alike")] = "follow-power",
+    forecasters: Annotated[
+        str,
+        typer.Option(help="none, persistence, gru, oracle, or files of weights, by comma; the first is compared to"),
+    ] = "none,persistence,gru,oracle",
+    episodes: Annotated[int, typer.Option(min=1, help="Held-out episodes")] = 30,
+    seed: SeedOption = 0,
+    json_file: JsonOption = None,
+) -> None:
+    """Show what a forecast is worth to a controller, on the same traffic with each forecaster."""
+    from ..envs.scenario import load_scenario
+    from .forecast_value import check, value
+    from .output import announce_compilation
+
+    chosen, names = load_scenario(scenario), _names(forecasters)
+    total = (check(chosen, agent, names) + episodes) * len(names)
+    announce_compilation()
+    with progress_bar() as progress:
+        bar = progress.add_task("playing", total=total)
+        result = value(chosen, agent, names, episodes, seed, lambda: progress.advance(bar))
+    _print_value(result, people(json_file))
+    write_json(result, json_file)
+
+
+def _print_value(result: dict[str, Any], console: Console) -> None:
+    title = f"{result['agent']} on {result['scenario']}, {result['episodes']} held-out episodes"
+    table = Table("forecaster", box=box.SIMPLE, title=title, title_justify="left")
+    for heading in ("reward", "95 %", f"difference to {result['reference']}", "95 %"):
+        table.add_column(heading, justify="right")
+    table.add_column("chosen on validation traffic")
+    for name, row in result["results"].items():
+        (mean, *bounds), (gap, *gap_bounds) = row["reward"], row["difference"]
+        label = f"{name} †" if row["clairvoyant"] else name
+        table.add_row(
+            label, f"{mean:.1f}", _range(bounds, "{:.1f}"), f"{gap:+.1f}", _range(gap_bounds, "{:+.1f}"), row["chosen"]
+        )
+    console.print(table)
+    if any(row["clairvoyant"] for row in result["results"].values()):
+        console.print("† knows the arrivals to come, so it does not compete", style="dim")
+
+
+def _settings(hidden: int, epochs: int, device: str) -> TrainSettings:
+    from ..forecaster.models.learned import TrainSettings
+
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"--device {device}", "is unknown", "Use cpu or cuda")
+    if hidden % 4:
+        raise InputError(f"--hidden {hidden}", "is no multiple of 4", "Give 32, say")
+    return TrainSettings(hidden=hidden, epochs=epochs, device=device)
 
 
 def _names(text: str) -> list[str]:

@@ -15,6 +15,7 @@ from ..forecaster.bootstrap import interval, resampled_sums
 from ..forecaster.frames import Floats
 from ..forecaster.losses import Losses, figures
 from ..forecaster.models import MODELS, NAIVE, Model, make_model
+from ..forecaster.models.learned import Learned, TrainSettings
 from ..forecaster.targets import HORIZONS_S
 from ..forecaster.telemetry import Telemetry
 from ..forecaster.weights import load_model
@@ -82,7 +83,12 @@ def folds_of(train: Sequence[Telemetry], test: Sequence[Telemetry], folds: int =
 
 
 def backtest(
-    folds: Sequence[Fold], models: Sequence[str], seed: int, tick: Tick = lambda: None, block_s: int = BLOCK_S
+    folds: Sequence[Fold],
+    models: Sequence[str],
+    seed: int,
+    tick: Tick = lambda: None,
+    block_s: int = BLOCK_S,
+    settings: TrainSettings | None = None,
 ) -> dict[str, Any]:
     """Judges models, and all naive ones beside them, on the same seconds.
 
@@ -92,9 +98,11 @@ def backtest(
         seed: Seed of all that is drawn.
         tick: Called after each model and fold.
         block_s: Block of the bootstrap.
+        settings: How networks are trained; as by default without.
 
     Returns:
-        ``results`` by model and target, ``best_naive`` by target, and what they were measured on; plain values.
+        ``results`` by model and target, ``best_naive`` and its error by target, and what they were measured on;
+        plain values.
 
     Raises:
         InputError: A model is unknown, or there is nothing to judge.
@@ -106,7 +114,7 @@ def backtest(
             load_model(Path(name))  # before an hour of training rather than after
     if not folds:
         raise InputError("--test", "no series to judge on", "Give at least one file")
-    losses = {name: _losses(name, folds, seed, tick) for name in dict.fromkeys([*NAIVE, *models])}
+    losses = {name: _losses(name, folds, seed, tick, settings) for name in dict.fromkeys([*NAIVE, *models])}
     judged = next(iter(losses.values())).count
     if not judged.sum():
         sources = ", ".join(dict.fromkeys(fold.test.source for fold in folds))
@@ -119,6 +127,9 @@ def backtest(
     return {
         "results": rows,
         "best_naive": dict(zip(TARGETS, best, strict=True)),
+        "best_naive_mae_w": {
+            t: float(errors[name]["mae_w"][k]) for k, (t, name) in enumerate(zip(TARGETS, best, strict=True))
+        },
         "seconds": int((judged > 0).sum()),
         "forecasts": int(judged.sum()),
         "seed": seed,
@@ -128,13 +139,15 @@ def backtest(
     }
 
 
-def _losses(name: str, folds: Sequence[Fold], seed: int, tick: Tick) -> Losses:
+def _losses(name: str, folds: Sequence[Fold], seed: int, tick: Tick, settings: TrainSettings | None) -> Losses:
     parts: list[Losses] = []
     model: Model | None = load_model(Path(name))[0] if name.endswith(WEIGHTS) else None
     fixed = model is not None
     for i, fold in enumerate(folds):
         if model is None or (not fixed and fold.train != folds[i - 1].train):
             model = make_model(name)
+            if settings is not None and isinstance(model, Learned):
+                model.settings = settings
             model.fit(fold.train, np.random.default_rng(seed))
         parts.append(model.backtest(fold.test, fold.first_s, fold.last_s))
         tick()

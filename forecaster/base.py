@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,16 +17,25 @@ SHAPE = (len(TARGETS), len(QUANTILES))
 
 
 class Forecaster(Protocol):
-    """A stateful forecaster of several series at once."""
+    """A stateful forecaster of several series at once.
 
-    def reset(self, series: int) -> None:
-        """Forgets everything; from now on there are ``series`` series."""
+    Attributes:
+        covariates: Names of what it reads beside power, of :data:`~llmcluster.forecaster.telemetry.COVARIATES`.
+    """
 
-    def update(self, power_w: NDArray[np.float64]) -> NDArray[np.float64]:
+    covariates: tuple[str, ...]
+
+    def reset(self, series: int, scale_w: NDArray[np.float64] | None = None) -> None:
+        """Forgets everything; from now on there are ``series`` series, of these scales in watts."""
+
+    def update(
+        self, power_w: NDArray[np.float64], covariates: Mapping[str, NDArray[np.float64]] | None = None
+    ) -> NDArray[np.float64]:
         """Takes the newest samples and forecasts.
 
         Args:
             power_w: Metered power, watts, (n, series): one row per second since the last call, oldest first.
+            covariates: Those of ``self.covariates``, in the same shape; ``nan`` where nothing new is known.
 
         Returns:
             Watts, (series, 4, 3): targets by quantiles, in the order of :data:`TARGETS` and :data:`QUANTILES`.

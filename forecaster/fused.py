@@ -22,7 +22,7 @@ class Packed(NamedTuple):
     """Weights as the step reads them: rows of what is multiplied by one input lie together.
 
     Attributes:
-        scaling: Mean and deviation of power, and the bound of inputs, (3,).
+        scaling: Mean and deviation of power, the bound of inputs, and the lowest forecast over scale, (4,).
         usual: Mean of each covariate, (K,).
         spread: Deviation of each covariate, (K,).
         gain: How much of the newest sample goes into each exponential mean, (4,).
@@ -80,7 +80,7 @@ def compiled(function: F) -> F:
 @compiled
 def _see(c: int, sample: Floats, inputs: Floats, scale_w: Floats, state: State, packed: Packed, seen: Floats) -> None:
     """Takes a channel's sample into its means and levels, and writes what the network sees of it, (F,)."""
-    mean, deviation, most = packed.scaling
+    mean, deviation, most, _ = packed.scaling
     known = not math.isnan(sample[c])
     if known:
         state.power[c] = sample[c] / scale_w[c]
@@ -133,7 +133,7 @@ def _softplus(x: float) -> float:
 @compiled
 def _say(heads: Floats, levels: Floats, scale_w: float, packed: Packed, out: Floats) -> None:
     """Calibrated quantiles of a channel, watts, (4, 3)."""
-    mean, deviation, _ = packed.scaling
+    mean, deviation, _, lowest = packed.scaling
     for t in range(len(packed.widen)):
         middle = heads[3 * t]
         for i in range(len(levels)):
@@ -144,30 +144,34 @@ def _say(heads: Floats, levels: Floats, scale_w: float, packed: Packed, out: Flo
         out[t, 0], out[t, 1], out[t, 2] = middle - below, middle, middle + above
     for t in range(len(packed.widen)):
         for q in range(3):
-            out[t, q] = max(out[t, q] * deviation + mean, 0.0) * scale_w
+            out[t, q] = max(out[t, q] * deviation + mean, lowest) * scale_w
 
 
 @compiled
-def step(sample: Floats, inputs: Floats, scale_w: Floats, state: State, packed: Packed, out: Floats) -> None:
-    """Takes a sample into the state and writes forecasts; the same as :class:`Learned` does with numpy.
+def steps(samples: Floats, inputs: Floats, scale_w: Floats, state: State, packed: Packed, out: Floats) -> None:
+    """Takes samples into the state and writes forecasts; the same as :class:`Learned` does with numpy.
 
     Args:
-        sample: Watts, (C,).
-        inputs: Covariates, (C, K).
+        samples: Watts, (n, C).
+        inputs: Covariates, (n, C, K).
         scale_w: (C,).
         state: Changed.
         packed: Weights.
-        out: Quantiles, watts, (C, 4, 3); changed.
+        out: Quantiles, watts, after the last sample or after each, (1 or n, C, 4, 3); changed.
     """
     seen, heads = np.empty(len(packed.enter)), np.empty(len(packed.head_bias))
     new, old = np.empty(len(packed.enter_bias)), np.empty(len(packed.enter_bias))
-    for c in range(len(sample)):
-        _see(c, sample, inputs, scale_w, state, packed, seen)
-        _multiply(seen, packed.enter, packed.enter_bias, new)
-        _multiply(state.hidden[c], packed.recur, packed.recur_bias, old)
-        _gates(state.hidden[c], new, old)
-        _multiply(state.hidden[c], packed.head, packed.head_bias, heads)
-        if state.begun[c]:
-            _say(heads, state.levels[c], scale_w[c], packed, out[c])
-        else:
-            out[c] = math.nan
+    for c in range(samples.shape[1]):
+        for i in range(len(samples)):
+            _see(c, samples[i], inputs[i], scale_w, state, packed, seen)
+            _multiply(seen, packed.enter, packed.enter_bias, new)
+            _multiply(state.hidden[c], packed.recur, packed.recur_bias, old)
+            _gates(state.hidden[c], new, old)
+            said = i - len(samples) + len(out)
+            if said < 0:
+                continue
+            if state.begun[c]:
+                _multiply(state.hidden[c], packed.head, packed.head_bias, heads)
+                _say(heads, state.levels[c], scale_w[c], packed, out[said, c])
+            else:
+                out[said, c] = math.nan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,17 +21,21 @@ class Persistence:
         memory: Weight of the past in the running mean square of the one-step errors, in [0, 1).
     """
 
+    covariates: tuple[str, ...] = ()
+
     def __init__(self, memory: float = 0.95) -> None:
         self._memory = memory
         self.reset(0)
 
-    def reset(self, series: int) -> None:
+    def reset(self, series: int, scale_w: NDArray[np.float64] | None = None) -> None:
         """Forgets everything; see :class:`Forecaster`."""
         self._last = np.zeros(series)
         self._square = np.zeros(series)
         self._updates = 0
 
-    def update(self, power_w: NDArray[np.float64]) -> NDArray[np.float64]:
+    def update(
+        self, power_w: NDArray[np.float64], covariates: Mapping[str, NDArray[np.float64]] | None = None
+    ) -> NDArray[np.float64]:
         """Forecasts watts, (series, 4, 3); see :class:`Forecaster`."""
         level = power_w.mean(axis=0)
         if self._updates == 1:
@@ -55,10 +60,14 @@ class Persistence:
 class NoForecast:
     """Forecasts nothing: zeros, for a fair comparison without the perception layer."""
 
-    def reset(self, series: int) -> None:
+    covariates: tuple[str, ...] = ()
+
+    def reset(self, series: int, scale_w: NDArray[np.float64] | None = None) -> None:
         """Keeps nothing; see :class:`Forecaster`."""
 
-    def update(self, power_w: NDArray[np.float64]) -> NDArray[np.float64]:
+    def update(
+        self, power_w: NDArray[np.float64], covariates: Mapping[str, NDArray[np.float64]] | None = None
+    ) -> NDArray[np.float64]:
         """Zeros, (series, 4, 3)."""
         return np.zeros((power_w.shape[1], *SHAPE))
 

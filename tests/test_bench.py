@@ -274,7 +274,16 @@ def test_faults_pass_from_the_processes(tmp_path: Path) -> None:
         simulate_day(Day(2, 1, 10, tmp_path / "out", every_s=0, length_s=60), 2, nothing)
 
 
-@pytest.mark.parametrize("command", ["engine", "env", "day"])
+def test_forecasts_are_timed() -> None:
+    result = told("forecast", "--forecaster", "persistence", "--rounds", 3)
+    assert result["forecaster"] == "persistence" and set(result["update_us"]) == {"8", "64"}
+    assert all(set(row) == {"1", "10"} and min(row.values()) > 0 for row in result["update_us"].values())
+    text = bench("forecast", "--rounds", 2).output
+    assert text.count(" µs") == 4 and "64 slots, 10 s of samples" in text
+    assert bench("forecast", "--forecaster", "tarot").exit_code != 0
+
+
+@pytest.mark.parametrize("command", ["engine", "env", "forecast", "day"])
 def test_help_has_an_example(command: str) -> None:
     result = bench(command, "--help")
     assert result.exit_code == 0 and f"Example: llmcluster bench {command}" in result.stdout

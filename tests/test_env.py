@@ -228,7 +228,9 @@ def test_wrong_actions_are_refused_and_leave_no_trace(tiny: Callable[..., dict[s
     ("given", "where"),
     [
         ({"encoding": "sphere"}, "encoding"),
-        ({"forecaster": "oracle"}, "forecaster"),
+        ({"forecaster": "crystal-ball"}, "forecaster"),
+        ({"forecaster": "oracle", "engine": "reference"}, "forecaster"),
+        ({"forecaster": "gone.safetensors"}, "gone.safetensors"),
         ({"render_mode": "human"}, "render_mode"),
         ({"scenario": "defualt"}, "scenario 'defualt'"),
         ({"scenario": 7}, "scenario"),

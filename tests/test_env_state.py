@@ -63,7 +63,7 @@ def started(seed: int, ticks: int, **arguments: Any) -> LLMClusterEnv:
     return env
 
 
-@pytest.mark.parametrize("forecaster", ["none", "persistence"])
+@pytest.mark.parametrize("forecaster", ["none", "persistence", "oracle"])
 @settings(max_examples=15)
 @given(st.integers(0, 2**32), st.integers(0, TICKS), st.integers(0, TICKS))
 def test_from_any_tick_the_future_is_the_same(forecaster: str, seed: int, tick: int, aside: int) -> None:

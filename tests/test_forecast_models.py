@@ -193,6 +193,21 @@ def test_sample_by_sample_is_as_in_one_go(name: str, seed: int, begins: int) -> 
     assert np.isnan(whole[0, np.isnan(power[0])]).all()
 
 
+@settings(max_examples=10)
+@given(seed=st.integers(0, 2**32 - 1), begins=st.integers(0, 40))
+def test_the_compiled_gru_is_the_one_in_numpy(seed: int, begins: int) -> None:
+    rng = np.random.default_rng(seed)
+    model, test = ready("gru"), load(rng, 200, 3)
+    power = test.power_w.copy()
+    power[rng.random(power.shape) < 0.05] = np.nan
+    power[:begins, 0] = np.nan
+    power[50:60] = -400.0  # so that forecasts fall below zero, where they are not to be cut yet
+    frame = frame_of(series(power, covariates=test.covariates), model.covariates)
+    ours, numpys = model._predict(frame)[frame.begun], Learned._predict(model, frame)[frame.begun]
+    np.testing.assert_allclose(ours, numpys, rtol=1e-9, atol=1e-5)
+    assert ours.min() < 0
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_several_samples_at_once_are_as_one_after_the_other(name: str) -> None:
     test = load(np.random.default_rng(3), 40)

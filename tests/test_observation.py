@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from llmcluster import LLMClusterEnv
+from llmcluster import InputError, LLMClusterEnv
 from llmcluster.agents.base import View
 from llmcluster.envs.observation import LIMIT
+from llmcluster.envs.perception import Metered
 from llmcluster.forecaster import QUANTILES, TARGETS, NoForecast, Persistence, make_forecaster
 
 
@@ -182,7 +183,7 @@ def test_the_zeros_before_the_first_second_are_no_sample(tiny: Callable[..., dic
 def test_no_forecast_is_zeros(tiny: Callable[..., dict[str, Any]]) -> None:
     for given_ in ({"forecaster": "none"}, {"scenario": tiny(forecaster="none")}):
         env = LLMClusterEnv(**{"scenario": tiny(), **given_})
-        assert isinstance(env.forecaster, NoForecast)
+        assert isinstance(env.perception, Metered) and isinstance(env.perception.forecaster, NoForecast)
         env.reset(seed=0)
         obs, *_ = env.step(env.action_space.sample())
         assert (obs["forecast"] == 0).all()
@@ -221,5 +222,5 @@ def test_persistence_quantiles_are_ordered_and_the_state_stays_small(samples: li
 
 
 def test_unknown_forecasters_are_named() -> None:
-    with pytest.raises(ValueError, match="'crystal-ball' is unknown; use one of none, persistence"):
+    with pytest.raises(InputError, match=r"'crystal-ball' is unknown\. Use one of none, persistence, gru"):
         make_forecaster("crystal-ball")

@@ -145,7 +145,8 @@ def test_wheel_holds_the_package_and_no_tests(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
     copy = tmp_path / "checkout"  # setuptools leaves build/ in the folder that it builds
     tracked = [*sources(), *(f.relative_to(ROOT) for f in ROOT.glob("*.*") if f.is_file())]
-    tracked += [f.relative_to(ROOT) for part in ("simulator", "envs", "tests") for f in (ROOT / part).rglob("*.*")]
+    parts = ("simulator", "envs", "tests", "forecaster")
+    tracked += [f.relative_to(ROOT) for part in parts for f in (ROOT / part).rglob("*.*")]
     for file in [*tracked, Path("LICENSE")]:
         if (ROOT / file).is_file() and "__pycache__" not in file.parts:
             (copy / file).parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +158,8 @@ def test_wheel_holds_the_package_and_no_tests(tmp_path: Path) -> None:
     tomls = {
         f.relative_to(ROOT) for part in ("simulator", "envs", "experiments") for f in (ROOT / part).rglob("*.toml")
     }
-    expected = {f"llmcluster/{f.as_posix()}" for f in [*sources(), *tomls, Path("py.typed")]}
+    shipped = [f"forecaster/shipped/gru.{kind}" for kind in ("safetensors", "json")]
+    expected = {f"llmcluster/{Path(f).as_posix()}" for f in [*sources(), *tomls, *shipped, "py.typed"]}
     assert inside == expected
     assert not any("test" in Path(n).parts[1] for n in inside)
     assert any(n.endswith("licenses/LICENSE") for n in names)

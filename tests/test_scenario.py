@@ -134,7 +134,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         ({"actions": {"groups": ["warp"]}}, ("actions.groups[0]", "'route'")),
         ({"actions": {"groups": []}}, ("actions.groups", "Choose from route")),
         ({"actions": {"levels": 1}}, ("actions.levels", "greater than or equal to 2")),
-        ({"forecaster": "oracle"}, ("forecaster", "'oracle'", "none, persistence")),
+        ({"forecaster": "tarot"}, ("forecaster", "'tarot'", "none, persistence, gru, oracle")),
         ({"instances": [{"model": "GPT-4", "mean_interval_s": 9}]}, ("instances[0].model", "'GPT-4'", "Llama-3.1-8B")),
         ({"workload": {}}, ("workload", "give either file")),
         ({"workload": {"file": "gone.csv"}}, ("gone.csv", "no such file", "Check the path")),

@@ -11,7 +11,7 @@ import typer
 from ..output import JsonOption, SeedOption, announce_compilation, people, progress_bar, write_json
 
 app = typer.Typer(
-    help="Speed of the engine and of the environment, and a day of a large cluster.", no_args_is_help=True
+    help="Speed of the engine, the environment and forecasts, and a day of a large cluster.", no_args_is_help=True
 )
 
 GpuOption = Annotated[str, typer.Option(help="Name of a GPU in the catalogue")]
@@ -91,6 +91,22 @@ def engine_command(
         if profile:
             result["profile"] = profile_run(setup, requests)
     print_engine(result, people(json_file))
+    write_json(result, json_file)
+
+
+@app.command("forecast", epilog="Example: llmcluster bench forecast --forecaster gru --json -")
+def forecast_command(
+    forecaster: Annotated[str, typer.Option(help="none, persistence, gru, or a file of weights")] = "gru",
+    rounds: Annotated[int, typer.Option(min=1, help="Updates; their median counts")] = 2000,
+    json_file: JsonOption = None,
+) -> None:
+    """Time a forecaster's updates in the loop, at 8 and 64 slots, for one metered second and for ten."""
+    from .forecast import measure
+
+    result = measure(forecaster, rounds)
+    for slots, by_seconds in result["update_us"].items():
+        for seconds, update_us in by_seconds.items():
+            people(json_file).print(f"{slots} slots, {seconds} s of samples: {update_us:.1f} µs")
     write_json(result, json_file)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...errors import InputError
 from ..base import QUANTILES, TARGETS
-from ..frames import Floats
+from ..frames import Floats, Frame
 from .learned import HALF_LIVES_S, LEVELS, MOST, Learned, State, sigmoid
 
 if TYPE_CHECKING:
@@ -53,24 +53,39 @@ class Gru(Learned):
         super().reset(series, scale_w)
         from .. import fused
 
-        self._fused, self._packed = fused, self._pack(fused.Packed)
+        self._fused, self._packed = fused, self._pack(fused.Packed, 0.0, self.weights["widen"])
 
     def update(self, power_w: Floats, covariates: Mapping[str, Floats] | None = None) -> Floats:
-        """See :class:`Model`; each sample in one compiled call."""
+        """See :class:`Model`; all samples in one compiled call."""
         samples = np.atleast_2d(np.asarray(power_w, np.float64))
         inputs = self._given(covariates, samples.shape)
         own = self._state
         state = self._fused.State(self._begun, self._power, self._inputs, own["means"], own["levels"], own["hidden"])
-        out = np.empty((samples.shape[1], len(TARGETS), len(QUANTILES)))
-        for sample, beside in zip(samples, inputs, strict=True):
-            self._fused.step(sample, beside, self._scale_w, state, self._packed, out)
+        out: Floats = np.empty((1, samples.shape[1], len(TARGETS), len(QUANTILES)))
+        self._fused.steps(samples, inputs, self._scale_w, state, self._packed, out)
+        return np.asarray(out[0])
+
+    def _predict(self, frame: Frame) -> Floats:
+        """The same as :class:`Learned` does with numpy, in one compiled call."""
+        from .. import fused
+
+        channels = frame.power.shape[1]
+        own = self._begin(channels)
+        held = np.full((channels, len(self.covariates)), np.nan)
+        state = fused.State(
+            np.zeros(channels, bool), np.zeros(channels), held, own["means"], own["levels"], own["hidden"]
+        )
+        out = np.empty((*frame.power.shape, len(TARGETS), len(QUANTILES)))
+        samples = np.where(frame.begun, frame.power, np.nan)
+        packed = self._pack(fused.Packed, -np.inf, np.zeros(len(TARGETS)))
+        fused.steps(samples, np.ascontiguousarray(frame.covariates), np.ones(channels), state, packed, out)
         return out
 
-    def _pack(self, packed: type[Packed]) -> Packed:
+    def _pack(self, packed: type[Packed], lowest: float, widen: Floats) -> Packed:
         w = self.weights
         share = np.exp(w["mix"] - w["mix"].max(axis=-1, keepdims=True))
         rows = (
-            np.array([w["power_mean"][0], w["power_deviation"][0], MOST]),
+            np.array([w["power_mean"][0], w["power_deviation"][0], MOST, lowest]),
             w["input_mean"],
             w["input_deviation"],
             1 - 0.5 ** (1.0 / HALF_LIVES_S),
@@ -81,11 +96,11 @@ class Gru(Learned):
             w["head.weight"].T,
             w["head.bias"],
             share / share.sum(axis=-1, keepdims=True),
-            w["widen"],
+            widen,
         )
         inputs, size = self.features, w["core.cell.weight_hh_l0"].shape[-1]
         beside, gates, heads = len(self.covariates), 3 * size, len(TARGETS) * len(QUANTILES)
-        due = [(3,), (beside,), (beside,), (LEVELS - 1,), (inputs, gates), (gates,), (size, gates), (gates,)]
+        due = [(4,), (beside,), (beside,), (LEVELS - 1,), (inputs, gates), (gates,), (size, gates), (gates,)]
         due += [(size, heads), (heads,), (len(TARGETS), LEVELS), (len(TARGETS),)]
         if [row.shape for row in rows] != due:  # what is compiled does not look where it reads
             raise InputError(self.name, "the weights do not fit together", "Fit the model anew")

@@ -1,0 +1,178 @@
+"""Power forecasts in the loop: what the meters have said goes in, the observation's quantiles come out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from ..forecaster import FORECASTERS, QUANTILES, TARGETS, WEIGHTS, Forecaster, make_forecaster
+from ..forecaster.targets import HORIZONS_S, LONGEST_S
+from ..simulator.errors import InputError
+from .plant import SimulatedPlant
+from .telemetry import F64, Fleet, Telemetry
+
+ORACLE = "oracle"
+READ = ("running", "waiting", "prompt_tokens", "output_tokens", "cap_w", "temperature_c")
+"""Covariates that are metered in the loop."""
+
+
+class Perception(Protocol):
+    """Where the forecasts of one environment come from; of all slots and, last, of the whole."""
+
+    @property
+    def clairvoyant(self) -> bool:
+        """Whether it knows what nobody can know."""
+
+    @property
+    def identity(self) -> str:
+        """Tells apart what forecasts differently, for saved states."""
+
+    def reset(self, plant: SimulatedPlant) -> F64:
+        """Forgets the last episode; gives the forecast before the first second, watts (R + 1, 4, 3)."""
+
+    def forecast(self, plant: SimulatedPlant, now: Telemetry) -> F64:
+        """Takes the readings of a tick and forecasts, watts (R + 1, 4, 3)."""
+
+    def save_state(self) -> dict[str, Any]:
+        """What has been learnt since the reset: plain values and arrays that do not change any more."""
+
+    def restore_state(self, state: dict[str, Any]) -> None:
+        """Takes up a state of :meth:`save_state`."""
+
+
+class Metered:
+    """A forecaster fed with every second that the meters gave; it never sees the simulator's truth.
+
+    Args:
+        forecaster: The forecaster.
+        identity: See :class:`Perception`.
+        fleet: The slots.
+
+    Raises:
+        InputError: The forecaster reads what is not metered here.
+    """
+
+    clairvoyant: ClassVar[bool] = False
+
+    def __init__(self, forecaster: Forecaster, identity: str, fleet: Fleet) -> None:
+        if missing := [name for name in forecaster.covariates if name not in READ]:
+            known = ", ".join(READ)
+            raise InputError(identity, f"reads {missing[0]}, which is not metered here", f"Train it on some of {known}")
+        self.forecaster, self.identity = forecaster, identity
+        self._scale_w = scales_w(fleet)
+
+    def reset(self, plant: SimulatedPlant) -> F64:
+        """Zeros: there is no reading to forecast from; see :class:`Perception`."""
+        self.forecaster.reset(len(self._scale_w), self._scale_w)
+        return np.zeros((len(self._scale_w), len(TARGETS), len(QUANTILES)))
+
+    def forecast(self, plant: SimulatedPlant, now: Telemetry) -> F64:
+        """See :class:`Perception`; a slot that has never been read is forecast to draw nothing."""
+        return np.nan_to_num(self.forecaster.update(power_w(now), covariates(now, self.forecaster.covariates)))
+
+    def save_state(self) -> dict[str, Any]:
+        """See :class:`Perception`."""
+        return self.forecaster.save_state()
+
+    def restore_state(self, state: dict[str, Any]) -> None:
+        """See :class:`Perception`."""
+        self.forecaster.reset(len(self._scale_w), self._scale_w)
+        self.forecaster.restore_state(state)
+
+
+class Oracle:
+    """What the meters of this very run would say if the agent left everything as it is.
+
+    It rolls the run forward by a minute, with the arrivals, failures and limits that will really come, under the caps,
+    weights and life-cycle targets in force, and takes it back. What the agent will do in that minute nobody knows, so
+    where it acts the forecast misses; all quantiles are the same. After the horizon nothing arrives, and it knows that.
+    """
+
+    clairvoyant: ClassVar[bool] = True
+    identity = ORACLE
+
+    def reset(self, plant: SimulatedPlant) -> F64:
+        """The first minute; see :class:`Perception`."""
+        return self._ahead(plant)
+
+    def forecast(self, plant: SimulatedPlant, now: Telemetry) -> F64:
+        """The next minute; see :class:`Perception`."""
+        return self._ahead(plant)
+
+    def save_state(self) -> dict[str, Any]:
+        """Nothing; see :class:`Perception`."""
+        return {}
+
+    def restore_state(self, state: dict[str, Any]) -> None:
+        """Takes up nothing; see :class:`Perception`."""
+
+    @staticmethod
+    def _ahead(plant: SimulatedPlant) -> F64:
+        slots_w = plant.foresee(LONGEST_S)
+        watts = np.column_stack([slots_w, slots_w.sum(axis=1)])
+        points = [watts[h - 1] for h in HORIZONS_S]
+        means = [watts[:h].mean(axis=0) for h in HORIZONS_S]
+        return np.repeat(np.stack([*points, *means], axis=-1)[..., None], len(QUANTILES), axis=-1)
+
+
+def make_perception(name: str, fleet: Fleet, folder: Path = Path()) -> Perception:
+    """The perception of an environment.
+
+    Args:
+        name: ``oracle``, a name of :func:`make_forecaster`, or a file of weights.
+        fleet: The slots.
+        folder: Where a relative path starts.
+
+    Raises:
+        InputError: The name is unknown, or the file does not hold.
+    """
+    if name == ORACLE:
+        return Oracle()
+    if name not in FORECASTERS and not name.endswith(WEIGHTS):
+        known = ", ".join((*FORECASTERS, ORACLE))
+        raise InputError("forecaster", f"'{name}' is unknown", f"Use one of {known}, or a {WEIGHTS} file")
+    forecaster = make_forecaster(name, folder)
+    return Metered(forecaster, f"{type(forecaster).__name__} {_digest(forecaster)}", fleet)
+
+
+def scales_w(fleet: Fleet) -> F64:
+    """Watts by which models divide: the TDP of each slot, and of all, (R + 1,)."""
+    return np.append(fleet.cap_max_w, fleet.cap_max_w.sum())
+
+
+def power_w(now: Telemetry) -> F64:
+    """Metered power of the slots and of all together, (n, R + 1)."""
+    return np.column_stack([now.power_w, now.power_w.sum(axis=1)])
+
+
+def covariates(now: Telemetry, names: Iterable[str]) -> dict[str, F64]:
+    """What else is known of the seconds of a tick, (n, R + 1): readings belong to its last second.
+
+    The whole is told as its average slot, so that its figures are alike in clusters of any size.
+    """
+    readings = {
+        "running": now.running,
+        "waiting": now.waiting,
+        "prompt_tokens": now.prompt_tokens_per_s,
+        "output_tokens": now.output_tokens_per_s,
+        "cap_w": now.cap_w,
+        "temperature_c": now.temperature_c,
+    }
+    found = {}
+    for name in names:
+        found[name] = np.full((len(now.power_w), len(now.cap_w) + 1), np.nan)
+        found[name][-1, :-1], found[name][-1, -1] = readings[name], readings[name].mean()
+    return found
+
+
+def _digest(forecaster: Forecaster) -> str:
+    """Of a trained model's weights; empty where there are none."""
+    weights = getattr(forecaster, "weights", {})
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode() + weights[name].tobytes())
+    return digest.hexdigest()[:16] if weights else ""
