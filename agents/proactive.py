@@ -29,7 +29,7 @@ class FollowPower(FollowLoad):
         super().__init__(task, share, patience)
         power = [task.blueprint.deployments[d].power for d in task.blueprint.initial]
         self._idle_w = np.array([p.idle_w for p in power])
-        self._full_w = np.array([p.idle_w + p.active_w + p.compute_w + p.memory_w for p in power])
+        self._full_w = np.array([p.idle_w + p.active_w + p.compute_w + max(p.memory_w, p.cache_w) for p in power])
 
     def expected_requests_per_s(self, view: View) -> float:
         """What the serving slots would carry at that power: the highest of the last ticks; see :class:`FollowLoad`."""

@@ -29,7 +29,7 @@ SOURCES = (
     "kernels/tables.py",
 )
 """How long work takes and what it draws."""
-FIGURES = ("catalog/*.toml", "workload/*.toml")
+FIGURES = ("catalog/gpus.toml", "catalog/models.toml", "catalog/scales.toml", "workload/*.toml")
 LAYOUT = (tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING)
 
 

@@ -1,8 +1,8 @@
 """Length and energy of iterations outside the engine, for measurements of one fixed batch at a time.
 
 The engine's own formulas (``IterationCost``, ``PowerCoefficients`` and the governor of ``kernels.physics``), for many
-batches at once and in floating point. What takes time on the GPUs whatever the batch, and the choice of next tokens, are
-left out: an engine that starts every kernel by itself takes longer for them, see ``eager``.
+batches at once and in floating point. What takes time on the GPUs whatever the batch, and the choice of next tokens,
+are left out: an engine that starts every kernel by itself takes longer for them, see ``eager``.
 """
 
 from __future__ import annotations
