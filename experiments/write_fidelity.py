@@ -27,6 +27,7 @@ from .fidelity.page import Result, page
 from .fidelity.plots import plot
 from .fidelity.registry import SOURCES, load
 from .fidelity.source import Row, Source
+from .fidelity.sources.mlenergy_sensitivity import VARIANTS, sensitivity
 from .fidelity.validate import read, validate
 from .output import announce_compilation, progress_bar
 
@@ -53,8 +54,9 @@ def write_fidelity(documents: Sequence[Document], data: Path, docs: Path) -> Pat
     with progress_bar() as progress:
         results = [_result(one, data, docs, progress) for one in documents if one.source in SOURCES]
         expected = _expected(results, progress)
+        sensitive = _sensitive(results, progress)
     with whole(docs / PAGE) as partial:
-        partial.write_text(page(results, misses, expected), encoding="utf-8")
+        partial.write_text(page(results, misses, expected, sensitive), encoding="utf-8")
     return docs / PAGE
 
 
@@ -70,6 +72,20 @@ def _expected(results: Sequence[Result], progress: Progress) -> Mapping[Level, M
     )
     write_expected_errors(errors, EXPECTED_ERRORS)
     return errors
+
+
+def _sensitive(results: Sequence[Result], progress: Progress) -> Mapping[str, Mapping[str, tuple[float, float]]]:
+    """What hangs on the lengths that are assumed of the serving runs, for models where nothing else is in doubt."""
+    serving = next((one for one in results if one.document.source == SERVING), None)
+    if serving is None:
+        return {}
+    rows = [row for row in serving.validation.comparison.rows if _is_plain(row)]
+    task = progress.add_task("with other lengths", total=len(VARIANTS))
+    return sensitivity(rows, Catalog.builtin(), SEED, lambda done: progress.update(task, completed=done))
+
+
+def _is_plain(row: Row) -> bool:
+    return row.groups["gpu"] == "H100-80GB" and row.groups["model"] in ("Qwen3-8B", "Qwen3-32B")
 
 
 def _result(document: Document, data: Path, docs: Path, progress: Progress) -> Result:

@@ -18,7 +18,7 @@ from llmcluster.experiments.fidelity.sources.nlr_online import MEASURED, NlrOnli
 from llmcluster.experiments.fidelity.sources.nlr_rate import NlrRate
 from llmcluster.experiments.fidelity.sources.nlr_source import NlrSource, band
 from llmcluster.simulator.blueprint import Blueprint
-from llmcluster.simulator.catalog import Catalog
+from llmcluster.simulator.catalog import Catalog, Scale
 from llmcluster.simulator.cluster import Cluster
 from llmcluster.simulator.errors import InputError
 from llmcluster.simulator.host import host_energy_j, host_power_w
@@ -199,7 +199,7 @@ class TestMeter:
         blueprint, rng = node(Catalog.builtin()), np.random.default_rng(0)
         runs = [
             play(blueprint, Work(np.zeros(8), np.full(8, 50), np.full(8, tokens), cached=False), rng)
-            for tokens in (2000, 2020, 2040)
+            for tokens in (2000, 2030, 2090)
         ]
         watts = [one.load.gpu_w for one in runs]
         assert len({int(one.duration_s) for one in runs}) > 1
@@ -237,11 +237,11 @@ class TestHost:
 
 class TestFit:
     def test_planted_figures_are_found_and_can_be_read_back(self, write: Write, tmp_path: Path) -> None:
-        catalog, source = Catalog.builtin(), NlrOnline()
+        catalog, source = Catalog.builtin(), NlrOffline()
         gpu = catalog.gpu(GPU)
         idle_w = 700 - idle_gpus_w(node(catalog))
         host = gpu.host.model_copy(update={"idle_w": idle_w, "active_w": 40.0, "request_w": 0.2})
-        path = write(*(ONLINE | {"request_rate": rate} for rate in (10, 20, 50, 100, 1000)))
+        path = write(*(OFFLINE | {"batch_size": batch} for batch in (25, 75, 150, 300, 700)))
         loads = [one.load for one in source._runs(source.read([path]), catalog, 0, lambda done: None)]
         rows = [
             replace(row, measured={**row.measured, "power": load.node_w(host)})
@@ -264,6 +264,26 @@ class TestFit:
         assert again.host.active_w == table["active_w"]
         assert again.timing == gpu.timing
         assert again.calibrated
+
+    def test_a_planted_choice_and_factor_are_found(self, write: Write, tmp_path: Path) -> None:
+        catalog, source = Catalog.builtin(), NlrOnline()
+        gpu = catalog.gpu(GPU)
+        timing = gpu.timing.model_copy(update={"greedy_s": 30e-6})
+        scale = Scale(model="Llama-3.1-70B", gpu=GPU, tp=4, power=0.93, source="planted")
+        planted = replace(
+            catalog,
+            gpus={**catalog.gpus, GPU: gpu.model_copy(update={"timing": timing})},
+            scales={**catalog.scales, scale.cut: scale},
+        )
+        rows = source.read([write(*(ONLINE | {"request_rate": rate} for rate in (20, 50, 100, 1000)))])
+        simulated = source.simulate(rows, planted, 0, lambda done: None)
+        rows = [replace(row, measured={**row.measured, **one}) for row, one in zip(rows, simulated, strict=True)]
+        found = source.fit(rows, catalog, np.random.default_rng(0), lambda done: None)
+        assert found.tables["gpus"][GPU]["timing"]["greedy_s"] == pytest.approx(30e-6, rel=0.1)
+        (entry,) = found.tables["scales"]
+        assert entry["power"] == pytest.approx(0.93, rel=0.01)
+        assert Scale.model_validate(entry).cut == scale.cut
+        assert np.median(np.abs(found.residuals["tpot"])) < 0.005
 
     def test_figures_are_never_negative(self, write: Write) -> None:
         (row,) = NlrOffline().read([write(OFFLINE)])

@@ -116,10 +116,10 @@ def test_a_file_that_is_none_is_named(write: Write, tmp_path: Path) -> None:
         Splitwise().read([tmp_path / "none.csv"])
 
 
-def test_an_unknown_model_is_named(write: Write, catalog: Catalog) -> None:
-    rows = Splitwise().read([write(LINE.replace("llama2-70b", "gpt-9"))])
-    with pytest.raises(InputError, match="gpt-9"):
-        Splitwise().simulate(rows, catalog, 0, nobody)
+def test_an_unknown_model_or_gpu_is_left_out_and_the_others_are_not(write: Write, catalog: Catalog) -> None:
+    lines = (LINE.replace("llama2-70b", "gpt-9"), LINE.replace("a100-80gb", "x999"), LINE)
+    strange, other, known = Splitwise().simulate(Splitwise().read([write(*lines)]), catalog, 0, nobody)
+    assert strange == other == {} and known["prompt_time"] > 0
 
 
 def test_synthetic_rows_and_batches_that_do_not_fit_are_left_out_and_named(write: Write, catalog: Catalog) -> None:

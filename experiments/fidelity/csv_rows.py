@@ -48,6 +48,13 @@ class Line:
             raise InputError(self.place, f"{column} is {value:g}", "It must be positive: correct or remove the line")
         return value
 
+    def whole(self, column: str) -> int:
+        """A cell as a whole number above 0."""
+        value = self.positive(column)
+        if value != int(value):
+            raise InputError(self.place, f"{column} is {value:g}", "It must be a whole number: correct the line")
+        return int(value)
+
 
 def read_lines(path: Path, columns: Sequence[str]) -> list[Line]:
     """Reads a CSV file with a header; columns beyond those named are kept too.

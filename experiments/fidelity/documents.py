@@ -69,6 +69,8 @@ DOCUMENTS = (
         ("mlenergy/vllm_steady_state.csv",),
         (
             *_targets({"part": "held_out", "calibrated": "yes"}, itl=0.05, power=0.05, energy_per_token=0.06),
+            *_targets({"part": "held_out"}, itl=0.05, power=0.05, energy_per_token=0.06),
+            *_targets({"part": "held_out", "gpu": "H100-80GB"}, itl=0.05, power=0.05, energy_per_token=0.06),
             *_targets({}, left_out=True, itl=0.10, power=0.10),
         ),
     ),

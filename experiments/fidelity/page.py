@@ -37,6 +37,10 @@ Median errors on the rows of `mlenergy`, by what backs a model on a GPU; `llmclu
 order: held-out rows of what has factors of its own; every model predicted from the others; every GPU with the fitted
 figures of another one, watts scaled by TDP; every model with dimensions guessed from its parameter count."""
 
+SENSITIVE = """\
+The ML.ENERGY data tell no prompt lengths and of output lengths only the mean. Median changes of what is simulated of
+the dense Qwen3 models on H100 if they were otherwise:"""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -57,13 +61,19 @@ class Result:
     figure: str
 
 
-def page(results: Sequence[Result], misses: str, expected: Mapping[Level, Mapping[str, float]]) -> str:
+def page(
+    results: Sequence[Result],
+    misses: str,
+    expected: Mapping[Level, Mapping[str, float]],
+    sensitive: Mapping[str, Mapping[str, tuple[float, float]]],
+) -> str:
     """The page; equal results give equal text.
 
     Args:
         results: One for each source.
         misses: What is known of the misses, as Markdown.
         expected: Errors by what backs the figures.
+        sensitive: What changes with assumed lengths, by variant and quantity: median change, and that of its size.
     """
     sections = [
         ["# Fidelity: how far the simulator is from measurements"],
@@ -72,6 +82,7 @@ def page(results: Sequence[Result], misses: str, expected: Mapping[Level, Mappin
         ["## Against the targets"],
         _targets(results),
         *_expected(expected),
+        *_sensitive(sensitive),
         ["## Known misses, and why"],
         [misses.strip()],
         ["## What was measured"],
@@ -93,6 +104,19 @@ def _expected(expected: Mapping[Level, Mapping[str, float]]) -> list[list[str]]:
         for level, one in expected.items()
     ]
     return [["## What to expect"], [EXPECTED], lines]
+
+
+def _sensitive(sensitive: Mapping[str, Mapping[str, tuple[float, float]]]) -> list[list[str]]:
+    """How much hangs on the lengths that the data do not tell."""
+    if not sensitive:
+        return []
+    quantities = list(next(iter(sensitive.values())))
+    lines = ["| | " + " | ".join(quantities) + " |", "|---|" + "---:|" * len(quantities)]
+    lines += [
+        f"| {variant} | " + " | ".join(f"{100 * changes[q][0]:+.1f} %" for q in quantities) + " |"
+        for variant, changes in sensitive.items()
+    ]
+    return [["## What hangs on the assumed lengths"], [SENSITIVE], lines]
 
 
 def _targets(results: Iterable[Result]) -> list[str]:

@@ -35,7 +35,7 @@ MEASURED = {
 GIVEN_TEXT = ("model", "task", "architecture", "weight_precision", "gpu_model")
 GIVEN_WHOLE = ("num_gpus", "tp", "ep", "dp", "max_num_seqs")
 GIVEN_REAL = ("params_b", "activated_params_b", "avg_output_len")
-GPUS = {"H100": "H100-80GB"}
+GPUS = {"H100": "H100-80GB", "A100": "A100-80GB"}
 WEIGHT_BYTES = {"bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "mxfp4": 17 / 32}
 FOLDER = "LLMCLUSTER_COMPOSITIONS"
 """Environment variable that names a folder for what the scheduler does in each run."""
@@ -121,11 +121,11 @@ class MlEnergy:
 
     def _serve(self, row: Row, catalog: Catalog, seed: int) -> Served | None:
         """The run of a row; none where it cannot be simulated."""
-        gpu, tp, ep = catalog.gpu(row.groups["gpu"]), row.given["num_gpus"], row.given["ep"] > 1
+        tp, ep = row.given["num_gpus"], row.given["ep"] > 1
         if row.given["dp"] > 1:
             return None
         try:
-            model = _model(row, catalog)
+            gpu, model = catalog.gpu(row.groups["gpu"]), _model(row, catalog)
             if ep:
                 check_ep(model, tp)
             run = self.run_of(row, kv_capacity_tokens(model, gpu, tp), seed)
@@ -158,30 +158,27 @@ class MlEnergy:
 
 def _row(line: Line, known: Catalog) -> Row:
     texts = {name: line.text(name) for name in GIVEN_TEXT}
-    wholes = {name: _whole(line, name) for name in GIVEN_WHOLE}
+    wholes = {name: line.whole(name) for name in GIVEN_WHOLE}
     reals = {name: line.positive(name) for name in GIVEN_REAL}
     given: dict[str, str | int | float] = {**texts, **wholes, **reals}
     if wholes["num_gpus"] % max(wholes["tp"], wholes["ep"]):
         problem = f"{wholes['num_gpus']} GPUs do not hold tp {wholes['tp']} and ep {wholes['ep']}"
         raise InputError(line.place, problem, "Correct the line: the larger of the two must divide num_gpus")
+    if texts["weight_precision"] not in WEIGHT_BYTES:
+        problem = f"weight_precision {texts['weight_precision']!r} is unknown"
+        raise InputError(line.place, problem, f"Use one of {', '.join(WEIGHT_BYTES)}, or remove the line")
     model = _known(known, texts["model"])
+    own = _in_precision(model, texts["weight_precision"]).name if model else ""
     gpu = GPUS.get(texts["gpu_model"], texts["gpu_model"])
     groups = {
         "gpu": gpu,
         "model": model.name if model else texts["model"],
         "task": texts["task"],
         "architecture": texts["architecture"],
-        "calibrated": "yes" if model and _cut(model.name, gpu, wholes) in known.scales else "no",
+        "calibrated": "yes" if _cut(own, gpu, wholes) in known.scales else "no",
     }
     measured = {quantity: line.positive(column) for quantity, column in MEASURED.items()}
     return Row(line.place, "|".join(str(given[name]) for name in SETUP), measured, groups, given)
-
-
-def _whole(line: Line, column: str) -> int:
-    value = line.positive(column)
-    if value != int(value):
-        raise InputError(line.place, f"{column} is {value:g}", "It must be a whole number: correct the line")
-    return int(value)
 
 
 def _cut(model: str, gpu: str, wholes: Mapping[str, int]) -> Cut:
@@ -199,6 +196,14 @@ def _model(row: Row, catalog: Catalog) -> ModelSpec:
     """The model of a row; one of usual dimensions where the catalogue lacks it."""
     given = row.given
     if (known := _known(catalog, given["model"])) is not None:
-        return known
+        return _in_precision(known, given["weight_precision"])
     parameters, active = (round(given[name] * 1e9) for name in ("params_b", "activated_params_b"))
-    return ModelSpec.generic(given["model"], parameters, active, WEIGHT_BYTES.get(given["weight_precision"], 2.0))
+    return ModelSpec.generic(given["model"], parameters, active, WEIGHT_BYTES[given["weight_precision"]])
+
+
+def _in_precision(model: ModelSpec, precision: str) -> ModelSpec:
+    """A model of the catalogue; under another name, for which nothing was fitted, where its weights are narrower."""
+    narrower = WEIGHT_BYTES[precision] < model.dtype_bytes and model.expert_dtype_bytes is None
+    if not narrower:
+        return model
+    return model.model_copy(update={"name": f"{model.name} in {precision}", "dtype_bytes": WEIGHT_BYTES[precision]})

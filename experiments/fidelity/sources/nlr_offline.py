@@ -37,7 +37,7 @@ class NlrOffline(NlrSource):
     max_tokens = 16384
 
     def _row(self, line: Line) -> Row:
-        batch, limit = int(line.positive("batch_size")), int(line.positive("max_output_tokens"))
+        batch, limit = line.whole("batch_size"), line.whole("max_output_tokens")
         repeat = line.number("repeat")
         if repeat < 0:
             raise InputError(line.place, f"repeat is {repeat:g}", "Count repeats from 0")

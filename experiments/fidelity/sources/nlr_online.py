@@ -112,9 +112,9 @@ class NlrOnline(NlrSource):
         )
 
     def _row(self, line: Line) -> Row:
-        name, limit, rate = line.text("dataset"), int(line.positive("output_len")), line.positive("request_rate")
+        name, limit, rate = line.text("dataset"), line.whole("output_len"), line.positive("request_rate")
         dataset(name, line.place)
-        prompts, completed = int(line.positive("num_prompts")), line.positive("completed")
+        prompts, completed = line.whole("num_prompts"), line.positive("completed")
         return Row(
             line.place,
             f"{name}, at most {limit} tokens",

@@ -45,7 +45,7 @@ class NlrRate(NlrSource):
             {
                 "dataset": name,
                 "rate": rate,
-                "prompts": int(line.positive("num_prompts")),
+                "prompts": line.whole("num_prompts"),
                 "measured_s": line.positive("duration_s"),
             },
         )

@@ -240,8 +240,8 @@ def _refusal(row: Row, catalog: Catalog) -> str | None:
     """Why a row is not simulated."""
     if row.groups["gpu"].endswith(SYNTHETIC):
         return "synthetic: the prompt time of the uncapped GPU times 1.30, its token time unchanged"
-    model, gpu = catalog.model(row.groups["model"]), catalog.gpu(row.groups["gpu"])
     try:
+        model, gpu = catalog.model(row.groups["model"]), catalog.gpu(row.groups["gpu"])
         capacity = kv_capacity_tokens(model, gpu, row.given["tp"], GPU_MEMORY_UTILIZATION)
     except InputError as refusal:
         return str(refusal)
