@@ -104,3 +104,9 @@ def test_the_shipped_file_is_where_the_command_writes_it() -> None:
     assert (
         told.EXPECTED_ERRORS.read_text().splitlines()[1].startswith("# Written by `python -m llmcluster.experiments.w")
     )
+
+
+def test_the_page_tells_the_same() -> None:
+    page = (told.EXPECTED_ERRORS.parents[2] / "docs" / "fidelity.md").read_text()
+    for level, one in expected_errors().items():
+        assert f"| {told.MEANING[level]} | {one.rows} | {100 * one.itl:.1f} % | {100 * one.power:.1f} % |" in page
