@@ -127,7 +127,8 @@ def test_an_iteration_by_hand() -> None:
     assert compute < memory and gap > 0 and samples > 0
     works = gap + samples + memory
     assert (found.length, found.host, found.link) == pytest.approx((host + works, host, 0))
-    assert found.parts == pytest.approx((works, compute, memory + samples, 0))
+    cache = 4000 * COST.kv_read_ps / PS_PER_S
+    assert found.parts == pytest.approx((works, compute, memory - cache + samples, cache, 0))
 
 
 def test_a_long_prompt_is_held_down_to_the_tdp() -> None:

@@ -52,7 +52,7 @@ def mixed(n: int = 240) -> RequestTable:
 
 @pytest.mark.parametrize("warmup_s", [0, 11])
 def test_the_summary_equals_a_direct_recomputation(warmup_s: int) -> None:
-    cluster = run(mixed(), 38)
+    cluster = run(mixed(300), 38)
     limits = SloLimits(np.array([to_ps(0.4), to_ps(3)]), np.array([to_ps(0.0083), to_ps(0.02)]))
     budget = np.linspace(300, 1100, 38)
     summary = summarize(cluster, limits, budget, warmup_s)
@@ -109,7 +109,7 @@ def test_the_summary_equals_a_direct_recomputation(warmup_s: int) -> None:
 
 
 def test_the_energy_of_the_parts_is_that_of_the_whole() -> None:
-    cluster = run(mixed(), 38)
+    cluster = run(mixed(300), 38)
     whole, rest = summarize(cluster, LOOSE).energy_j, summarize(cluster, LOOSE, warmup_s=11).energy_j
     assert whole - rest == pytest.approx(cluster.history.column("energy_j")[:11].sum(), rel=1e-12)
 
