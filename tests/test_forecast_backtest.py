@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmcluster.experiments import cli
 from llmcluster.experiments.forecast import spread
 from llmcluster.experiments.forecast_backtest import backtest, folds_of
 from llmcluster.forecaster import TARGETS
@@ -152,21 +150,10 @@ def test_bad_backtests_are_told() -> None:
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Any]:
-    """Runs the command line in an empty folder; gives exit code, standard output and standard error."""
+def call(call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """Runs `llmcluster forecast` in the folder of the test."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "300")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["llmcluster", "forecast", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return (code, *capsys.readouterr())
-
-    return run
+    return lambda *arguments: call("forecast", *arguments)
 
 
 def write(telemetry: Telemetry) -> Path:

@@ -2,7 +2,6 @@
 
 import json
 import struct
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from llmcluster.experiments import cli
 from llmcluster.forecaster import weights as weights_module
 from llmcluster.forecaster.models import MODELS, Model, make_model
 from llmcluster.forecaster.models.learned import Learned, TrainSettings
@@ -101,20 +99,10 @@ def test_damaged_and_foreign_files_are_refused(gru: Model, tmp_path: Path, monke
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Any]:
-    """Runs the command line in an empty folder; gives exit code, standard output and standard error."""
+def call(call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """Runs `llmcluster forecast` in the folder of the test."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["llmcluster", "forecast", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return (code, *capsys.readouterr())
-
-    return run
+    return lambda *arguments: call("forecast", *arguments)
 
 
 def write(seed: int, name: str) -> str:
