@@ -50,6 +50,15 @@ ZoneOption = Annotated[str, typer.Option(help="Time zone of local time stamps: E
 GapOption = Annotated[float, typer.Option(min=0.0, help="Readings further apart than this, in s, have a gap")]
 PeriodOption = Annotated[float, typer.Option(min=0.0, help="Time between readings, in s, of files without stamps")]
 ColumnsOption = Annotated[str, typer.Option(help="Queries of nvidia-smi files without header, by comma")]
+TestOption = Annotated[list[str], typer.Option(metavar="FILE…", help="Telemetry to judge on; POWER+ENGINE joins two")]
+PastOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FILE…", help="Telemetry to fit on; without it, each test file's own past, fold by fold"),
+]
+FoldsOption = Annotated[int, typer.Option(min=1, help="Folds of each test file where there is no --train")]
+HiddenOption = Annotated[int, typer.Option(min=4, help="Width of a network; a multiple of 4")]
+EpochsOption = Annotated[int, typer.Option(min=1, help="Passes over the data at most")]
+DeviceOption = Annotated[str, typer.Option(help="cpu or cuda")]
 CovariatesOption = Annotated[
     str | None, typer.Option(help="Covariates that models may read, by comma, or none; all that are there by default")
 ]
@@ -68,9 +77,9 @@ def train_command(
     model: Annotated[str, typer.Option(help="Name of a model")] = "gru",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds to train with; the one that validates best is kept")] = 3,
     seed: SeedOption = 0,
-    hidden: Annotated[int, typer.Option(min=4, help="Width of a network; a multiple of 4")] = 32,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data at most")] = 100,
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    hidden: HiddenOption = 32,
+    epochs: EpochsOption = 100,
+    device: DeviceOption = "cpu",
     covariates: CovariatesOption = None,
     layout: LayoutOption = None,
     zone: ZoneOption = "UTC",
@@ -106,15 +115,12 @@ def train_command(
     epilog="Example: llmcluster forecast backtest --train monday.csv tuesday.csv --test friday.csv --json -",
 )
 def backtest_command(
-    test: Annotated[list[str], typer.Option(metavar="FILE…", help="Telemetry to judge on; POWER+ENGINE joins two")],
-    train: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE…", help="Telemetry to fit on; without it, each test file's own past, fold by fold"),
-    ] = None,
+    test: TestOption,
+    train: PastOption = None,
     models: Annotated[
         str | None, typer.Option(help="Names of models, or files of weights, by comma; the naive ones by default")
     ] = None,
-    folds: Annotated[int, typer.Option(min=1, help="Folds of each test file where there is no --train")] = 4,
+    folds: FoldsOption = 4,
     covariates: CovariatesOption = None,
     layout: LayoutOption = None,
     zone: ZoneOption = "UTC",
@@ -151,19 +157,16 @@ def backtest_command(
     epilog="Example: llmcluster forecast compare --test w1.csv w2.csv --across --models ridge-ar,gru --out table.md",
 )
 def compare_command(
-    test: Annotated[list[str], typer.Option(metavar="FILE…", help="Telemetry to judge on; POWER+ENGINE joins two")],
-    train: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE…", help="Telemetry to fit on; without it, each test file's own past, fold by fold"),
-    ] = None,
+    test: TestOption,
+    train: PastOption = None,
     across: Annotated[bool, typer.Option("--across", help="Fit on each test file and judge on each other one, too")] = (
         False
     ),
     models: Annotated[str | None, typer.Option(help="Names or files of weights, by comma; all by default")] = None,
-    folds: Annotated[int, typer.Option(min=1, help="Folds of each test file where there is no --train")] = 4,
-    hidden: Annotated[int, typer.Option(min=4, help="Width of a network; a multiple of 4")] = 32,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data at most")] = 100,
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    folds: FoldsOption = 4,
+    hidden: HiddenOption = 32,
+    epochs: EpochsOption = 100,
+    device: DeviceOption = "cpu",
     covariates: CovariatesOption = None,
     layout: LayoutOption = None,
     zone: ZoneOption = "UTC",
