@@ -1,0 +1,6 @@
+"""Suites by name: ``module:function``, loaded when asked for."""
+
+from __future__ import annotations
+
+SUITES: dict[str, str] = {}
+"""Add your own here; see :class:`~llmcluster.experiments.suites.suite.SuiteResult`."""
