@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,27 @@ def test_phases_follow_the_starts_and_the_ends() -> None:
     assert started[work.phase == RAMP_UP][-1] == 4
     # The first four end together, then the second four: with five or fewer left it drains.
     assert work.count[work.phase != DRAIN].sum() == 1 + 2 * 99 + 1
+
+
+def test_prompts_that_come_again_are_found_in_the_cache() -> None:
+    once = some_run(requests=40)
+    twice = Run(2 * once.prompt_tokens, 2 * once.output_tokens, 8, once.kv_tokens, 512, repeats=2)
+    work, cold = compose(twice), compose(replace(twice, repeats=1))
+    computed, without = (int(w.count @ (w.tokens - w.decodes)) for w in (work, cold))
+    assert without == 2 * sum(once.prompt_tokens)
+    # All full blocks but those of the token that has to be computed.
+    assert without - computed == sum((tokens - 1) // 16 * 16 for tokens in once.prompt_tokens)
+    assert int(work.count @ (work.decodes + work.started)) == sum(twice.output_tokens)
+    assert work.pairs @ work.count < cold.pairs @ cold.count
+
+
+def test_prompts_are_forgotten_where_the_cache_is_small() -> None:
+    once = some_run(requests=40)
+    ample, small = (
+        compose(Run(2 * once.prompt_tokens, 2 * once.output_tokens, 8, kv_tokens, 512, repeats=2))
+        for kv_tokens in (100_000, 2_000)
+    )
+    assert small.count @ (small.tokens - small.decodes) > ample.count @ (ample.tokens - ample.decodes)
 
 
 def test_a_longer_context_is_read_with_every_token() -> None:

@@ -170,6 +170,18 @@ class ModelSpec(Spec):
         return self.mlp_layers - self.dense_layers if self.experts > 1 else 0
 
     @property
+    def shared_layers(self) -> int:
+        """Layers with experts that every token passes through, beside those it is routed to."""
+        return self.moe_layers if self.shared_intermediate else 0
+
+    @property
+    def fp8_layers(self) -> int:
+        """Layers with weights of one byte."""
+        if self._mlp_width == 1 or self.dtype_bytes == 1:
+            return self.layers
+        return self.moe_layers if self._expert_width == 1 else 0
+
+    @property
     def all_reduces(self) -> int:
         """All-reduces of a forward pass over tensor-parallel GPUs: one after each mixer and each MLP."""
         return self.mixer_layers + self.mlp_layers

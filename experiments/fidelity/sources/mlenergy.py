@@ -68,7 +68,8 @@ class MlEnergy:
         "ramp-up and drain; power, energy, throughput and batch from the moment that as many requests have started as "
         "run at once to that at which no more than these and one are left",
         "1,024 requests (GPQA: 198), repeated as often as fits the batch and the denominator of avg_output_len",
-        "max_num_batched_tokens 8192, max_model_len 20480, gpu_memory_utilization 0.9; prefix caching finds nothing",
+        "max_num_batched_tokens 8192, max_model_len 20480, gpu_memory_utilization 0.9; the prefix cache (models with "
+        "Mamba layers have none) finds prompts that are sent again, and nothing else",
         "tp = 1 with ep = N is attention tensor-parallel over N GPUs and experts spread whole",
         *(
             f"{name}: prompts of {task.prompt_mean:.0f} tokens on the average, standard deviation "
@@ -111,13 +112,14 @@ class MlEnergy:
         other._resamples = 0
         return other
 
-    def run_of(self, row: Row, kv_tokens: int, seed: int) -> Run:
-        """The requests of a row and the engine's limits."""
+    def run_of(self, row: Row, kv_tokens: int, seed: int, caches: bool = True) -> Run:
+        """The requests of a row and the engine's limits; ``caches`` tells whether it has a prefix cache."""
         mean, places = row.given["avg_output_len"], row.given["max_num_seqs"]
         task = task_named(row.given["task"], mean, self._tasks)
         number = requests_sent(task, mean, places)
         prompt, output = lengths(task, mean, number, np.random.default_rng(seed))
-        return Run(prompt.tolist(), output.tolist(), places, kv_tokens, MAX_BATCHED_TOKENS)
+        repeats = number // task.requests if caches else 1
+        return Run(prompt.tolist(), output.tolist(), places, kv_tokens, MAX_BATCHED_TOKENS, repeats)
 
     def _serve(self, row: Row, catalog: Catalog, seed: int) -> Served | None:
         """The run of a row; none where it cannot be simulated."""
@@ -128,7 +130,7 @@ class MlEnergy:
             gpu, model = catalog.gpu(row.groups["gpu"]), _model(row, catalog)
             if ep:
                 check_ep(model, tp)
-            run = self.run_of(row, kv_capacity_tokens(model, gpu, tp), seed)
+            run = self.run_of(row, kv_capacity_tokens(model, gpu, tp), seed, model.mamba is None)
             check(run)
         except InputError:
             return None
