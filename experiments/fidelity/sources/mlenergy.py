@@ -205,7 +205,7 @@ def _model(row: Row, catalog: Catalog) -> ModelSpec:
 
 def _in_precision(model: ModelSpec, precision: str) -> ModelSpec:
     """A model of the catalogue; under another name, for which nothing was fitted, where its weights are narrower."""
-    narrower = WEIGHT_BYTES[precision] < model.dtype_bytes and model.expert_dtype_bytes is None
-    if not narrower:
+    mixed = model.expert_dtype_bytes is not None or model.mlp_dtype_bytes is not None
+    if mixed or WEIGHT_BYTES[precision] >= model.dtype_bytes:
         return model
     return model.model_copy(update={"name": f"{model.name} in {precision}", "dtype_bytes": WEIGHT_BYTES[precision]})
