@@ -96,7 +96,7 @@ def test_an_unknown_model_has_usual_dimensions(tmp_path: Path) -> None:
     rows = source.read([written(tmp_path, new, new | {"weight_precision": "fp8"}, {})])
     bf16, fp8, known = source.simulate(rows, Catalog.builtin(), 0, lambda done: None)
     assert bf16["itl"] == pytest.approx(known["itl"], rel=0.15)
-    assert fp8["itl"] < 0.8 * bf16["itl"]
+    assert fp8["itl"] < 0.95 * bf16["itl"]
     assert [row.groups["calibrated"] for row in rows] == ["no", "no", "yes"]
 
 
