@@ -223,7 +223,7 @@ def test_configurations_that_stall_are_left_out_by_name(tmp_path: Path) -> None:
 @pytest.mark.skipif(not DATA.is_dir(), reason="the ML.ENERGY runs are not under LLMCLUSTER_DATA")
 def test_the_catalogue_keeps_near_the_published_runs() -> None:
     source = MlEnergy()
-    rows = source.read([DATA / "vllm_steady_state.csv"])
+    rows = source.read([DATA / "vllm_steady_state.csv"], CATALOG)
     chosen = [row for row in rows if row.groups["gpu"] == "H100-80GB" and row.given["max_num_seqs"] in (16, 64, 96)]
     found = Comparison.of(chosen, source.simulate(chosen, CATALOG, 0, lambda done: None), ["itl", "power"])
     held = [part(row.configuration) == HELD_OUT for row in chosen]

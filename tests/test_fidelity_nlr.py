@@ -65,24 +65,26 @@ def write(tmp_path: Path) -> Write:
 
 def run(source: NlrSource, path: Path, seed: int = 0) -> list[Mapping[str, float]]:
     """Reads and simulates."""
-    return source.simulate(source.read([path]), Catalog.builtin(), seed, lambda done: None)
+    return source.simulate(source.read([path], Catalog.builtin()), Catalog.builtin(), seed, lambda done: None)
 
 
 class TestReading:
     @pytest.mark.parametrize(("source", "row"), [(NlrOnline(), ONLINE), (NlrRate(), RATE), (NlrOffline(), OFFLINE)])
     def test_a_row(self, source: NlrSource, row: Cells, write: Write) -> None:
-        (read,) = source.read([write(row)])
+        (read,) = source.read([write(row)], Catalog.builtin())
         assert read.place.endswith("rows.csv:2")
         assert set(read.measured) == set(source.quantities)
         assert read.groups["gpu"] == "H100-80GB"
         assert read.groups["model"] == "Llama-3.1-70B"
 
     def test_all_rates_of_a_sweep_are_one_configuration(self, write: Write) -> None:
-        rows = NlrOnline().read([write(ONLINE, ONLINE | {"request_rate": 50}, ONLINE | {"output_len": 512})])
+        rows = NlrOnline().read(
+            [write(ONLINE, ONLINE | {"request_rate": 50}, ONLINE | {"output_len": 512})], Catalog.builtin()
+        )
         assert rows[0].configuration == rows[1].configuration != rows[2].configuration
 
     def test_means_come_from_the_totals(self, write: Write) -> None:
-        (row,) = NlrOnline().read([write(ONLINE)])
+        (row,) = NlrOnline().read([write(ONLINE)], Catalog.builtin())
         assert (row.given["prompt_mean"], row.given["output_mean"]) == (174.0, 159)
 
     @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ class TestReading:
     )
     def test_bad_input(self, source: NlrSource, row: Cells, complaint: str, write: Write) -> None:
         with pytest.raises(InputError, match=complaint) as caught:
-            source.read([write(row)])
+            source.read([write(row)], Catalog.builtin())
         assert "rows.csv:" in caught.value.where
         assert caught.value.remedy
 
@@ -242,10 +244,12 @@ class TestFit:
         idle_w = 700 - idle_gpus_w(node(catalog))
         host = gpu.host.model_copy(update={"idle_w": idle_w, "active_w": 40.0, "request_w": 0.2})
         path = write(*(OFFLINE | {"batch_size": batch} for batch in (25, 75, 150, 300, 700)))
-        loads = [one.load for one in source._runs(source.read([path]), catalog, 0, lambda done: None)]
+        loads = [
+            one.load for one in source._runs(source.read([path], Catalog.builtin()), catalog, 0, lambda done: None)
+        ]
         rows = [
             replace(row, measured={**row.measured, "power": load.node_w(host)})
-            for row, load in zip(source.read([path]), loads, strict=True)
+            for row, load in zip(source.read([path], Catalog.builtin()), loads, strict=True)
         ]
         found = source.fit(rows, catalog, np.random.default_rng(0), lambda done: None)
         table = found.tables["gpus"][GPU]["host"]
@@ -275,7 +279,9 @@ class TestFit:
             gpus={**catalog.gpus, GPU: gpu.model_copy(update={"timing": timing})},
             scales={**catalog.scales, scale.cut: scale},
         )
-        rows = source.read([write(*(ONLINE | {"request_rate": rate} for rate in (20, 50, 100, 1000)))])
+        rows = source.read(
+            [write(*(ONLINE | {"request_rate": rate} for rate in (20, 50, 100, 1000)))], Catalog.builtin()
+        )
         simulated = source.simulate(rows, planted, 0, lambda done: None)
         rows = [replace(row, measured={**row.measured, **one}) for row, one in zip(rows, simulated, strict=True)]
         found = source.fit(rows, catalog, np.random.default_rng(0), lambda done: None)
@@ -286,7 +292,7 @@ class TestFit:
         assert np.median(np.abs(found.residuals["tpot"])) < 0.005
 
     def test_figures_are_never_negative(self, write: Write) -> None:
-        (row,) = NlrOffline().read([write(OFFLINE)])
+        (row,) = NlrOffline().read([write(OFFLINE)], Catalog.builtin())
         row = replace(row, measured={**row.measured, "power": 1000.0})
         found = NlrOffline().fit([row], Catalog.builtin(), np.random.default_rng(0), lambda done: None)
         host = found.tables["gpus"][GPU]["host"]
@@ -310,7 +316,7 @@ class TestPublished:
         ],
     )
     def test_medians(self, source: NlrSource, file: str, rows: int) -> None:
-        read = source.read([DATA / file])
+        read = source.read([DATA / file], Catalog.builtin())
         assert len(read) == rows
         simulated = source.simulate(read[::7], Catalog.builtin(), 0, lambda done: None)
         for quantity in set(source.quantities) - {"ttft"}:

@@ -16,7 +16,7 @@ from ..operating import Phase, Work
 from ..source import Advance, Fitted, Row
 
 F64 = NDArray[np.float64]
-PhaseOf = Callable[[Row, GpuSpec], Phase]
+PhaseOf = Callable[[Row, GpuSpec], Phase | None]
 
 CAPPED = 0.97
 """Power above this share of the cap is taken to be held down by it."""
@@ -133,7 +133,8 @@ def _observe(rows: Sequence[Row], gpu: GpuSpec, phase_of: PhaseOf) -> tuple[floa
     for number, row in enumerate(rows):
         if row.groups["gpu"] != gpu.name or "power" not in row.measured:
             continue
-        phase = phase_of(row, gpu)
+        if (phase := phase_of(row, gpu)) is None:
+            continue
         work, watts = phase.work, row.measured["power"]
         if not work.compute and not work.memory:
             idle.append(watts)

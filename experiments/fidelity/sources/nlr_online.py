@@ -12,7 +12,7 @@ from ....simulator.blueprint import Blueprint
 from ....simulator.catalog import Catalog, Cut, Scale
 from ....simulator.errors import InputError
 from ..csv_rows import Line
-from ..source import Advance, Fitted, Row
+from ..source import Advance, Fitted, Row, unheard
 from .nlr_lengths import dataset, log_normal, with_mean
 from .nlr_node import ASSUMED, GPU, GPUS, MODEL, Run, Work, play
 from .nlr_source import NlrSource, band, groups
@@ -87,7 +87,7 @@ class NlrOnline(NlrSource):
         seed = int(rng.integers(2**31))
 
         def errors(figures: Catalog, quantity: str) -> list[float]:
-            simulated = self.simulate(rows, figures, seed, _nobody)
+            simulated = self.simulate(rows, figures, seed, unheard)
             return [one[quantity] / row.measured[quantity] - 1 for one, row in zip(simulated, rows, strict=True)]
 
         def slower(greedy_s: float) -> float:
@@ -175,7 +175,3 @@ def _with_greedy(catalog: Catalog, greedy_s: float) -> Catalog:
 def _with_power(catalog: Catalog, factor: float) -> Catalog:
     scale = Scale(**CUT._asdict(), power=factor, source="calibrate nlr-online (arXiv 2604.07345)")
     return replace(catalog, scales={**catalog.scales, CUT: scale})
-
-
-def _nobody(done: int) -> None:
-    """Is told how far a simulation within the fit is."""
