@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmcluster.experiments.fidelity.engine_power import Counted, iteration, watts_of, work
+from llmcluster.experiments.fidelity.batches import Batches, governed
+from llmcluster.experiments.fidelity.engine_power import Counted, work
 from llmcluster.experiments.fidelity.errors import Comparison
+from llmcluster.experiments.fidelity.iteration import Watts
 from llmcluster.experiments.fidelity.series import autocorrelation, blocks, compare, second_means, with_intervals
 from llmcluster.experiments.fidelity.skipped import Skipped
 from llmcluster.experiments.fidelity.source import Row
@@ -146,33 +148,43 @@ def test_a_file_of_neither_kind_is_refused(tmp_path: Path) -> None:
 
 def test_an_iteration_by_hand() -> None:
     """Eight decodes of 500 tokens of context."""
-    found = iteration(COST, POWER, 8, 8, 4000, 4000)
+    found = work(COST, POWER, Counted(1, 0, 8, 0, 500))
     host = (COST.step_ps + 8 * COST.sequence_ps) / PS_PER_S
     memory = (int(COST.memory_ps[8]) + 4000 * COST.kv_read_ps) / PS_PER_S
     compute = (int(COST.compute_ps[8]) + 4000 * COST.attention_ps) / PS_PER_S
     gap, samples = COST.gap_ps / PS_PER_S, 8 * COST.sample_ps / PS_PER_S
     assert compute < memory and gap > 0 and samples > 0
     works = gap + samples + memory
-    assert (found.length, found.host, found.link) == pytest.approx((host + works, host, 0))
+    assert (found.length, found.host) == pytest.approx((host + works, host))
     cache = 4000 * COST.kv_read_ps / PS_PER_S
-    assert found.parts == pytest.approx((works, compute, memory - cache + samples, cache, 0))
+    assert tuple(found.activity) == pytest.approx((works, compute, memory - cache + samples, cache, 0))
 
 
 def test_a_long_prompt_is_held_down_to_the_tdp() -> None:
-    long, short = iteration(COST, POWER, 8192, 1, 8192**2 / 2, 0), iteration(COST, POWER, 16, 1, 136, 0)
+    long, short = (work(COST, POWER, Counted(1, tokens, 0, 1, 0)) for tokens in (8192, 16))
     for busy in (long, short):
-        assert POWER.idle_w + watts_of(POWER) @ busy.parts / busy.length <= POWER.cap_max_w
-    assert long.active < long.length - long.host and short.active == pytest.approx(short.length - short.host)
+        assert POWER.idle_w + Watts.of(POWER).above_idle(busy.activity) / busy.length <= POWER.cap_max_w
+    assert long.activity.active < long.length - long.host
+    assert short.activity.active == pytest.approx(short.length - short.host)
+
+
+def test_counters_that_leap_stay_within_the_tables() -> None:
+    """More prompt tokens than the budget in the only iteration counted: they take as long as the budget does."""
+    leap, full = (work(COST, POWER, Counted(1, tokens, 0, 1, 0)) for tokens in (20_000, 8192))
+    assert leap.length > full.length and leap.activity.link == full.activity.link
+    assert leap.activity.memory == pytest.approx(full.activity.memory)
 
 
 def test_work_adds_up_over_iterations() -> None:
     assert work(COST, POWER, Counted(0, 0, 0, 0, 0)).length == 0
     decodes = work(COST, POWER, Counted(20, 0, 80, 0, 300))
-    assert decodes.length == pytest.approx(20 * iteration(COST, POWER, 4, 4, 1200, 1200).length)
+    one = governed(COST, POWER, Batches(*(np.array([value]) for value in (4, 4, 1200, 1200)))).times
+    assert decodes.length == pytest.approx(20 * one.length[0])
     mixed = work(COST, POWER, Counted(20, 1000, 81, 1, 300))
-    prefill = iteration(COST, POWER, 1004, 5, 1200 + 1000 * 1001 / 2, 1200)
-    assert mixed.length == pytest.approx(decodes.length * 19 / 20 + prefill.length)
-    assert mixed.compute > decodes.compute
+    prompt = (1004, 5, 1200 + 1000 * 1001 / 2, 1200)
+    prefill = governed(COST, POWER, Batches(*(np.array([value]) for value in prompt))).times
+    assert mixed.length == pytest.approx(decodes.length * 19 / 20 + prefill.length[0])
+    assert mixed.activity.compute > decodes.activity.compute
 
 
 # ------------------------------------------------------------------------------------------------------------- series
@@ -218,8 +230,7 @@ def test_before_and_after_the_engine_the_gpu_idles(tmp_path: Path) -> None:
     looks = [[1005 + k / 4, 4 if k < 12 else 0, 0, 400, 80 * min(k, 12), 20 * min(k, 12)] for k in range(20)]
     watts = predict(PowerTrace().read(pair(tmp_path, idle_power(15), looks), CATALOG))
     assert watts[[0, 1, 2, 3, 12, 13]] == pytest.approx(GPU.power.idle_w)
-    decode = iteration(COST, POWER, 4, 4, 0, 0)
-    level = POWER.idle_w + watts_of(POWER) @ decode.parts / decode.length
+    level = governed(COST, POWER, Batches(*(np.array([value]) for value in (4, 4, 0, 0)))).power_w[0]
     assert watts[[5, 6]] == pytest.approx(level, rel=0.1)
 
 

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmcluster.experiments.fidelity import scalars
+from llmcluster.experiments.fidelity.batches import decodes, governed, prompts
 from llmcluster.experiments.fidelity.eager import Eager, Figures, Waits
 from llmcluster.experiments.fidelity.figures import with_file
-from llmcluster.experiments.fidelity.iteration import decodes, prompts, run
 from llmcluster.experiments.fidelity.skipped import Skipped
 from llmcluster.experiments.fidelity.source import Row
 from llmcluster.experiments.fidelity.sources.splitwise import Splitwise
@@ -159,19 +159,21 @@ def test_what_was_measured_does_not_matter(write: Write, catalog: Catalog) -> No
 def test_iterations_are_those_of_the_engine_at_the_clock_of_the_tdp(catalog: Catalog, gpu: str) -> None:
     model, chip = catalog.model("Llama-2-70B"), catalog.gpu(gpu)
     cost, power = iteration_cost(model, chip, 4, 8192), power_coefficients(model, chip, 4)
+    cost = cost._replace(gap_ps=0, sample_ps=0)
     batch, prompt = np.array([1, 16, 1]), np.array([512, 512, 8192])
-    ran = run(cost, power, prompts(batch, prompt))
+    ran = governed(cost, power, prompts(batch, prompt))
     for i, tokens in enumerate((batch * prompt).tolist()):
         pairs = batch[i] * prompt[i] * (prompt[i] + 1) / 2
         other_s = (cost.step_ps + cost.sequence_ps * batch[i] + cost.link_ps[tokens]) / 1e12
-        ratio = (cost.compute_ps[tokens] + cost.attention_ps * pairs) / 1e12 / (ran.length_s[i] - other_s)
+        ratio = (cost.compute_ps[tokens] + cost.attention_ps * pairs) / 1e12 / (ran.times.length[i] - other_s)
         assert np.isclose(power.clock_ratio, ratio).any()  # compute-bound, at a clock of the ladder
-        assert ran.energy_j[i] <= power.cap_max_w * ran.length_s[i] * (1 + 1e-9)
-    uncapped = run(cost, power._replace(cap_max_w=1e9), prompts(batch, prompt))
-    assert (uncapped.length_s <= ran.length_s).all() and (uncapped.energy_j >= ran.energy_j).all()
-    token = run(cost, power, decodes(np.array([1, 32]), np.array([576, 576])))
+        assert ran.power_w[i] <= power.cap_max_w
+    uncapped = governed(cost, power._replace(cap_max_w=1e9), prompts(batch, prompt))
+    assert (uncapped.times.length <= ran.times.length).all() and (uncapped.power_w >= ran.power_w).all()
+    token = governed(cost, power, decodes(np.array([1, 32]), np.array([576, 576]))).times
     read_s = (cost.memory_ps[[1, 32]] + cost.kv_read_ps * np.array([576, 32 * 576])) / 1e12
-    assert np.allclose(token.work_s, read_s) and np.allclose(token.link_s, cost.link_ps[[1, 32]] / 1e12)
+    assert np.allclose(token.memory + token.cache, read_s) and np.allclose(token.link, cost.link_ps[[1, 32]] / 1e12)
+    assert np.allclose(token.length, token.host + token.link + read_s)
 
 
 def test_launches_hide_behind_work_or_the_work_behind_them() -> None:

@@ -15,11 +15,12 @@ from ....simulator.errors import InputError
 from ....simulator.parallelism import check_ep
 from ....simulator.performance import iteration_cost, kv_capacity_tokens
 from ....simulator.power import power_coefficients
+from ..batches import governed
 from ..compositions import Compositions, Run, check, compositions_of
 from ..csv_rows import Line, read_lines
 from ..demand import Served
 from ..names import called
-from ..prediction import Cost, governed, mean_power_w, summarise
+from ..prediction import steady_power_w, summarise
 from ..skipped import Skipped, missing
 from ..source import Advance, Fitted, Outcome, Row
 from .mlenergy_fit import RESAMPLES, fit
@@ -150,10 +151,10 @@ class MlEnergy:
             return served
         work, model, gpu, tp, ep = served.work, served.model, served.gpu, served.tp, served.ep
         scale = catalog.scale(model.name, gpu.name, tp, 1, ep)
-        cost = Cost.of(iteration_cost(model, gpu, tp, MAX_BATCHED_TOKENS, 1, ep, scale))
-        times, watts = governed(work, cost, power_coefficients(model, gpu, tp, 1, scale))
-        seen = summarise(work, times)
-        mean_w = mean_power_w(work, times, watts)
+        cost = iteration_cost(model, gpu, tp, MAX_BATCHED_TOKENS, 1, ep, scale)
+        ran = governed(cost, power_coefficients(model, gpu, tp, 1, scale), work.batches)
+        seen = summarise(work, ran.times)
+        mean_w = steady_power_w(work, ran)
         return {
             "itl": seen.itl_ms,
             "itl_p90": seen.itl_p90_ms,

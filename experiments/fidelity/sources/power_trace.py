@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ....simulator.catalog import Catalog
 from ....simulator.errors import InputError
-from ..engine_power import watts_of
+from ..iteration import Activity, Watts
 from ..series import LAGS_S, second_means, with_intervals
 from ..skipped import Skipped
 from ..source import Advance, Fitted, Outcome, Row, Simulated
@@ -74,7 +74,7 @@ class PowerTrace:
             except InputError as fault:
                 outcomes.append(Skipped.of(fault))
             else:
-                power_w = power.idle_w + shares @ watts_of(power)
+                power_w = power.idle_w + Watts.of(power).above_idle(Activity(*shares.T))
                 outcomes.append(Predicted(power_w, float(np.nansum(power_w))))
             advance(done)
         return outcomes

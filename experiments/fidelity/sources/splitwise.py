@@ -24,8 +24,9 @@ from ....simulator.performance import GPU_MEMORY_UTILIZATION, iteration_cost, kv
 from ....simulator.power import power_coefficients
 from ....simulator.units import PS_PER_S
 from .. import eager, scalars
+from ..batches import Batches, decodes, governed, prompts
 from ..eager import LARGE_TOKENS, Eager, Figures, Waits
-from ..iteration import Batches, Ran, decodes, prompts, run
+from ..iteration import Governed
 from ..names import called
 from ..skipped import Skipped, missing
 from ..source import Advance, Fitted, Outcome, Row
@@ -171,21 +172,24 @@ class _Bench:
         """Simulated values of all rows, by quantity."""
         ran, waits, power = self.work(scale.compute)
         length_s = waits.length_s(engine.figures)
-        more_j = power.idle_w * (length_s - ran.length_s) + power.active_w * engine.slow_link * waits.large_s
-        length_s, energy_j = scale.time * length_s.reshape(2, -1), scale.time * (ran.energy_j + more_j).reshape(2, -1)
+        energy_j = ran.power_w * ran.times.length + power.idle_w * (length_s - ran.times.length)
+        energy_j += power.active_w * engine.slow_link * waits.large_s
+        length_s, energy_j = scale.time * length_s.reshape(2, -1), scale.time * energy_j.reshape(2, -1)
         tokens = np.array([np.ones_like(self._output), self._output - 1])
         mean_w = (tokens * energy_j).sum(axis=0) / (tokens * length_s).sum(axis=0)
         return dict(zip(TIMES, length_s * MS_PER_S, strict=True)) | {"power": mean_w / power.cap_max_w}
 
-    def work(self, compute: float) -> tuple[Ran, Waits, PowerCoefficients]:
+    def work(self, compute: float) -> tuple[Governed, Waits, PowerCoefficients]:
         """How the catalogue has the iterations run, and what the engine is told of them."""
         scale = self.scale(1.0, compute)
         cost = iteration_cost(self.model, self.gpu, self.tp, int(self._batches.tokens.max()), scale=scale)
         power = power_coefficients(self.model, self.gpu, self.tp, scale=scale)
-        ran, tokens = run(cost, power, self._batches), self._batches.tokens
+        # What kernels and sampling take whatever the batch is among the engine's own figures, see eager.py.
+        ran, tokens = governed(cost._replace(gap_ps=0, sample_ps=0), power, self._batches), self._batches.tokens
         large_ps = cost.link_ps[tokens] - cost.link_ps[np.minimum(tokens, LARGE_TOKENS)]
         prompt = np.arange(len(tokens)) < len(self.rows)
-        waits = Waits(ran.host_s, ran.link_s + ran.work_s, large_ps / PS_PER_S, self._batches.sequences, prompt)
+        host_s, works_s = ran.times.host, ran.times.length - ran.times.host
+        waits = Waits(host_s, works_s, large_ps / PS_PER_S, self._batches.sequences, prompt)
         return ran, waits, power
 
 
