@@ -156,7 +156,7 @@ def test_bad_arguments_are_named(call: Call, measured: Path, tmp_path: Path) -> 
     assert call("validate", "toy")[0] == 2
     assert "no such file" in call("validate", "toy", tmp_path / "none.csv")[2]
     unknown = write(tmp_path / "unknown.csv", [("X1", "M", "a", 1.0, 1.0)])
-    said = "none of them can be compared: the catalogue has no GPU X1 (1 rows). Give its entry with --catalog FILE"
+    said = "none of them can be compared: the catalogue has no GPU X1 (1 of them). Give its entry with --catalog FILE"
     assert said in call("validate", "toy", unknown)[2]
     code, _, err = call("calibrate", "toy", measured, "--out", "x.toml")
     assert code == 2

@@ -89,7 +89,7 @@ def assess(source: Source, comparison: Comparison, rng: np.random.Generator) -> 
     """Summarises a comparison, as a whole and by group."""
     if not (summaries := comparison.summaries(rng)):
         reasons = {why: len(some) for why, some in comparison.reasons.items()}
-        problem = "; ".join(f"{why.reason} ({count} rows)" for why, count in reasons.items())
+        problem = "; ".join(f"{why.reason} ({count} of them)" for why, count in reasons.items())
         remedy = next((why.remedy for why in reasons), "Give rows with one of its quantities")
         where = f"{source.name}, {len(comparison.rows)} rows"
         raise InputError(where, f"none of them can be compared: {problem or 'nothing was measured'}", remedy)
