@@ -21,6 +21,7 @@ from ...simulator.performance import BLOCK_TOKENS
 from ...simulator.reference.physics import Work
 from ...simulator.reference.request import Request
 from ...simulator.reference.scheduler import Plan, Scheduler
+from .batches import Batches
 
 RAMP_UP, STEADY, DRAIN = range(3)
 
@@ -85,6 +86,11 @@ class Compositions:
     read: NDArray[np.float64]
     phase: NDArray[np.int64]
     preemptions: NDArray[np.int64]
+
+    @property
+    def batches(self) -> Batches:
+        """One iteration of each entry."""
+        return Batches(self.tokens, self.sequences, self.pairs, self.read)
 
     def save(self, path: Path) -> None:
         """Writes them as ``.npz``."""
