@@ -16,6 +16,7 @@ from ..simulator.kernels.state import EMPTY, LOADING, SLEEPING
 from ..simulator.lifecycle import Target
 from ..simulator.limits import PowerLimit
 from ..simulator.metrics import SloLimits, Summary, met_slo, overdue, summarize
+from ..simulator.protection import Protection
 from ..simulator.reference.observer import Observer
 from ..simulator.signals import PiecewiseLinear
 from ..simulator.snapshot import Snapshot, fingerprint, generator_from, generator_state
@@ -46,6 +47,9 @@ class TickOutcome:
         over_rows_j: Energy above the limit of each row that has one.
         energy_cost: Price of the energy, 0 without a price.
         carbon_g: Its CO₂, grams, 0 without a carbon intensity.
+        trips: Breakers that opened.
+        sheds: Servers that the site switched off.
+        braked_s: Seconds of slots under a power brake.
     """
 
     energy_j: float
@@ -58,6 +62,9 @@ class TickOutcome:
     over_rows_j: tuple[float, ...] = ()
     energy_cost: float = 0.0
     carbon_g: float = 0.0
+    trips: int = 0
+    sheds: int = 0
+    braked_s: int = 0
 
 
 def fleet_of(blueprint: Blueprint) -> Fleet:
@@ -112,9 +119,10 @@ class SimulatedPlant:
         self._world_rngs = [generator_state(budget_rng), generator_state(world_rng)]
         self.world = world = self._drawn_world(blueprint)
         facility = Facility(blueprint.spec, blueprint.slots, world.outside_c, world.airflow)
+        guards = Protection(blueprint.spec, blueprint.slots, blueprint.cap_max_w, world.feeds, scenario.budget.shed)
         expected_s = scenario.horizon_s + 64
         self.cluster = Cluster(
-            blueprint, requests, cluster_rng, expected_s, scenario.faults, facility, engine, observer
+            blueprint, requests, cluster_rng, expected_s, scenario.faults, facility, engine, observer, guards
         )
         self.limits = slo_limits(scenario)
         self.pending: deque[int] = deque()
@@ -244,6 +252,7 @@ class SimulatedPlant:
             over_rows_j=tuple(over_rows_w.sum(axis=0).tolist()),
             energy_cost=_billed(power_w, self.world.price_per_kwh, seconds),
             carbon_g=_billed(power_w, self.world.carbon_g_per_kwh, seconds),
+            **cluster.protection.tally(int(second - tick), int(second))._asdict(),
         )
 
     def read(self) -> Telemetry:
@@ -295,6 +304,9 @@ class SimulatedPlant:
             carbon_g_per_kwh=_at(world.carbon_g_per_kwh, ahead_s),
             in_flight_limit=np.minimum(slots["limit"], self._fleet.max_num_seqs).astype(np.float64),
             variant=self._variants[np.arange(len(self._fleet)), slots["deployment"]],
+            rack_breaker=cluster.protection.heat("rack"),
+            row_breaker=cluster.protection.heat("row"),
+            braked=cluster.protection.is_braked(int(now_s)),
         )
 
     def foresee(self, seconds: int) -> F64:
@@ -361,6 +373,7 @@ class SimulatedPlant:
         self._world_rngs = state["world_rngs"]
         self.world = self._drawn_world(self.cluster.blueprint)
         self.cluster.facility.outside_c, self.cluster.facility.airflow = self.world.outside_c, self.world.airflow
+        self.cluster.protection.feeds = self.world.feeds
         if self.tenants is not None:
             self.tenants.restore_state(state["tenants"])
         self.pending.clear()

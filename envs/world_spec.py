@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ..simulator.protection import ShedSpec
 from ..simulator.signals import Points, SignalSpec, ascend
 
 Span = float | tuple[float, float]
@@ -27,6 +28,7 @@ class BudgetSpec(Spec):
     schedule: Points = Field(
         default=(), description="Breakpoints `[[t_s, share], …]` in place of the levels; equal times make a step."
     )
+    shed: ShedSpec | None = Field(default=None, description="What the site does above it; by default it only counts.")
 
     @model_validator(mode="after")
     def _shares_hold(self) -> BudgetSpec:
