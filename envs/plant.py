@@ -18,7 +18,7 @@ from ..simulator.limits import PowerLimit
 from ..simulator.metrics import SloLimits, Summary, met_slo, overdue, summarize
 from ..simulator.protection import Protection
 from ..simulator.reference.observer import Observer
-from ..simulator.signals import PiecewiseLinear
+from ..simulator.signals import PiecewiseLinear, constant
 from ..simulator.snapshot import Snapshot, fingerprint, generator_from, generator_state
 from ..simulator.tenants import Tenants
 from ..simulator.units import J_PER_KWH, PS_PER_S, to_ps
@@ -27,6 +27,7 @@ from .actions import KEEP, NOWHERE, ClusterAction
 from .scenario import Scenario
 from .telemetry import F64, I64, LEAD_TIMES_S, NOBODY_ASKS, TENANT_ASKS, Fleet, Telemetry
 from .world import World, draw_world
+from .world_spec import USUAL_CARBON_G_PER_KWH, USUAL_PRICE_PER_KWH
 
 FREE = (EMPTY, SLEEPING)
 """States of a slot that an instance or a tenant may take, those that lose nothing first."""
@@ -324,7 +325,7 @@ class SimulatedPlant:
         return ahead_w
 
     def summary(self, warmup_s: int = 0, until_s: int | None = None) -> Summary:
-        """Results so far, see :func:`summarize`."""
+        """Results so far, see :func:`summarize`; at average price and carbon intensity where the scenario has none."""
         seconds, world = np.arange(len(self.cluster.history)), self.world
         return summarize(
             self.cluster,
@@ -333,8 +334,8 @@ class SimulatedPlant:
             warmup_s,
             until_s,
             over_rows_w=world.rows.over_w(self.cluster.history.column("energy_j"), seconds),
-            price_per_kwh=_at(world.price_per_kwh, seconds),
-            carbon_g_per_kwh=_at(world.carbon_g_per_kwh, seconds),
+            price_per_kwh=(world.price_per_kwh or constant(USUAL_PRICE_PER_KWH)).at(seconds),
+            carbon_g_per_kwh=(world.carbon_g_per_kwh or constant(USUAL_CARBON_G_PER_KWH)).at(seconds),
         )
 
     @cached_property

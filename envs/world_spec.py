@@ -75,8 +75,15 @@ class EventSpec(Spec):
         return self
 
 
+USUAL_PRICE_PER_KWH = 0.0806
+"""What industrial customers in the US paid on average in 2023, dollars (EIA, Electric Power Monthly, March 2024)."""
+USUAL_CARBON_G_PER_KWH = 390.0
+"""CO₂ of the electricity generated in the US in 2022: 1,650 Mt for 4,231 TWh (EIA, State Electricity Profiles, tables 5
+and 7)."""
+
+
 class GridSpec(Spec):
-    """The electricity that the GPUs use."""
+    """The electricity that the GPUs use. Where nothing is said, results alone are told at averages of the US."""
 
     price_per_kwh: SignalSpec | None = Field(default=None, description="Price, in a currency of your choice.")
     carbon_g_per_kwh: SignalSpec | None = Field(default=None, description="Carbon intensity, grams of CO₂.")
