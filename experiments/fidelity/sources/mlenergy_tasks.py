@@ -17,8 +17,9 @@ The rest was chosen on runs of the split's fit part alone, by how well four thin
 come out: the mean batch of runs that are short of KV cache, throughput times median latency, and the 90th and 99th
 percentile of latencies over the median. Of 14 combinations for LM Arena (prompts of 150 to 400 tokens) 350 with spreads
 of 1.3 and 1.1 is within 1 % of the best, before the prefix cache was found out and after; prompts of 250 are 25 %
-worse. Of five for GPQA an output spread of 0.9 is best. Memory beside weights and KV cache (``runtime_bytes``) was looked at too: runs short of KV cache ask for 2 GB
-(Llama-3.1-8B, Qwen3-235B) to 6 GB (Qwen3-30B on one GPU), so that the catalogue's 2 GB stay.
+worse. Of five for GPQA an output spread of 0.9 is best. Memory beside weights and KV cache (``runtime_bytes``) was
+looked at too: runs short of KV cache ask for 2 GB (Llama-3.1-8B, Qwen3-235B) to 6 GB (Qwen3-30B on one GPU), so that
+the catalogue's 2 GB stay.
 """
 
 from __future__ import annotations
