@@ -33,9 +33,14 @@ def test_sections_are_written_apart(tmp_path: Path, scores: dict[str, Any]) -> N
     write_scores("real", scores, tmp_path)
     alone = (tmp_path / PAGE).read_text()
     assert "## Real series" in alone and "## Simulated telemetry" not in alone
-    write_scores("simulated", scores, tmp_path)
+    write_scores("simulated", scores | {"tests": 7, "update_us": {"8": {"1": 5.0, "10": 21.0}}}, tmp_path)
     both = (tmp_path / PAGE).read_text()
     assert both.index("## Simulated telemetry") < both.index("## Real series")
     assert alone.split("## Real series")[1] == both.split("## Real series")[1], "the other section is as it was"
+    assert "7 episodes" in both and "took 21 µs at 8 slots" in both
     median = scores["compare"]["series"]["noise"]["results"]["training-median"]["point_30s"]
-    assert f"{median['mae_w']:.2f} W" in both and f"{100 * median['coverage_80']:.1f}" in both
+    assert (
+        f"{median['rmse_w']:.1f}, " in both
+        and f"{median['mae_w']:.2f} W" in both
+        and f"{100 * median['coverage_80']:.1f}" in both
+    )
