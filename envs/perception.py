@@ -151,7 +151,10 @@ def scales_w(fleet: Fleet) -> F64:
 
 def power_w(now: Telemetry) -> F64:
     """Metered power of the slots and of all together, (n, R + 1)."""
-    return np.column_stack([now.power_w, now.power_w.sum(axis=1)])
+    watts = np.empty((len(now.power_w), now.power_w.shape[1] + 1))
+    watts[:, :-1] = now.power_w
+    now.power_w.sum(axis=1, out=watts[:, -1])
+    return watts
 
 
 def readings(now: Telemetry) -> dict[str, F64]:
@@ -166,9 +169,8 @@ def readings(now: Telemetry) -> dict[str, F64]:
         *(now.kv_used, now.status == SERVING, now.status == SLEEPING, now.ready_in_s, now.route_weight),
     )
     told = np.ones((len(READ), slots + 1))
-    for row, values in zip(told, own, strict=False):
-        row[:-1] = values
-    told[:, -1] = told[:, :-1].mean(axis=1)
+    told[: len(own), :-1] = own
+    told[: len(own), -1] = told[: len(own), :-1].sum(axis=1) / slots
     told[len(own) : -1] = shared[:, None]
     told[-1, -1] = slots
     return dict(zip(READ, told, strict=True))

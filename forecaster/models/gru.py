@@ -56,15 +56,17 @@ class Gru(Learned):
         super().reset(series, scale_w)
         from .. import fused
 
-        self._fused, self._packed = fused, self._pack(fused.Packed, 0.0, self.weights["widen"])
+        self._packed = self._pack(fused.Packed, 0.0, self.weights["widen"])
 
     def update(self, power_w: Floats, covariates: Mapping[str, Floats] | None = None) -> Floats:
         """See :class:`Model`; all samples in one compiled call."""
+        from .. import fused  # modules are not kept, so that a model can be copied and pickled
+
         samples = np.atleast_2d(np.asarray(power_w, np.float64))
         inputs = self._given(covariates, samples.shape)
-        state = self._fused.State(self._begun, self._power, self._inputs, *(self._state[name] for name in STATE))
+        state = fused.State(self._begun, self._power, self._inputs, *(self._state[name] for name in STATE))
         out: Floats = np.empty((1, samples.shape[1], len(TARGETS), len(QUANTILES)))
-        self._fused.steps(samples, inputs, self._scale_w, state, self._packed, self.stride_s, out)
+        fused.steps(samples, inputs, self._scale_w, state, self._packed, self.stride_s, out)
         return np.asarray(out[0])
 
     def _predict(self, frame: Frame) -> Floats:
