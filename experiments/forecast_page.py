@@ -14,6 +14,7 @@ from typing import Any
 from ..files import whole
 from ..forecaster.base import TARGETS
 from .forecast_compare import markdown
+from .forecast_real_section import real_section
 from .output import write_json
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -29,11 +30,6 @@ Scores = Mapping[str, Any]
 
 def simulated_section(scores: Scores) -> str:
     """What was measured on simulated telemetry: ``compare`` as :func:`compare` returns it."""
-    return "\n".join([markdown(scores["compare"]), *coverage_table(scores["compare"])])
-
-
-def real_section(scores: Scores) -> str:
-    """What was measured on real series: ``compare`` as :func:`compare` returns it."""
     return "\n".join([markdown(scores["compare"]), *coverage_table(scores["compare"])])
 
 
