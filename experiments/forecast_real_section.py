@@ -25,17 +25,17 @@ climb and repeat, and no arrival drives them. *r* is the correlation of seconds 
 means over 30 s and 60 s with those of the window that follows; the half on which forecasts within a series are judged
 stands behind the slash."""
 SLIPS = """\
-The files of `w1` and `w2` have no time stamps. Their readings are nominally 0.25 s apart, but their publisher's notes
-say that the sampler slipped: once in `w1` (1.2 s), 23 times in `w2` (0.4 to 1.3 s, 8 s in all). The files themselves do
-not show where, apart from that one, so the reader takes them as evenly spaced and says so in a warning; it marks no gap
-and makes none up. A horizon of 60 s is off by half a second on average in `w2`, a second or two at worst. With stamps
-these slips would be no gaps either: a reading holds for up to 1.5 s."""
+The files of `w1` and `w2` have no time stamps. Readings are nominally 0.25 s apart, but their publisher's sampler is
+known to have slipped: once in `w1`, by 1.2 s, and 23 times in `w2`, by 0.4 to 1.3 s, 8 s in all. Nothing in the files
+shows where, so the reader takes readings as evenly spaced, says so in a warning, marks no gap and fills none in: a
+minute of `w2` lasts half a second longer on average than it seems. This is left as noise. With stamps such slips would
+be no gaps either, as a reading holds for up to 1.5 s."""
 LIMITS = f"""\
 A line through the past saves at most 1 − √(1 − r²) of the error of the mean: {GOAL:.0%} take r = 0.44, and r = 0.1
 saves half a percent. *In hindsight* is the line through the last second and its exponential means (what networks see
 of power) with the lowest absolute error on the judged seconds themselves. It knows the answers, so no model that is
-linear in these can pass it, and what it saves over the best naive model is a generous bound for them; a network can
-only pass it by what is not linear, or by covariates."""
+linear in these can pass it; a network can only by what is not linear, or by covariates. The bound is loose for means:
+eight minutes hold eight minutes that do not overlap, and the line has six figures to fit them with."""
 JUDGED = f"""\
 Skill is 1 − MAE over that of the best naive model on the same seconds, with 95 % intervals by a block bootstrap (blocks
 of two minutes). Naive and learned models are each picked by the judged seconds themselves, the best of
