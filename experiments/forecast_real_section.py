@@ -34,16 +34,20 @@ LIMITS = f"""\
 A line through the past saves at most 1 − √(1 − r²) of the error of the mean: {GOAL:.0%} take r = 0.44, and r = 0.1
 saves half a percent. *In hindsight* is the line through the last second and its exponential means (what networks see
 of power) with the lowest absolute error on the judged seconds themselves. It knows the answers, so no model that is
-linear in these can pass it; a network can only by what is not linear, or by covariates. The bound is loose for means:
-eight minutes hold eight minutes that do not overlap, and the line has six figures to fit them with."""
+linear in these can pass it; a network can only by what is not linear, or by covariates. The bound is loose: eight
+minutes hold eight means over a minute that do not overlap, and the line has six figures to fit them with; across
+series it also knows the level of the one that nobody was fitted on."""
 JUDGED = f"""\
 Skill is 1 − MAE over that of the best naive model on the same seconds, with 95 % intervals by a block bootstrap (blocks
 of two minutes). Naive and learned models are each picked by the judged seconds themselves, the best of
 {len(NAIVE)} and of {len(LEARNED)}. Within a series a model is fitted on all that came before each fold, from the half
 on; an arrow says what it was fitted on, then what it was judged on. Figures of learned models are means over seeds."""
 DATA = """\
-Is it too little data? Below is the median skill of the learned models on what their weights were fitted on, over the
-naive model that is best there, and after the arrow on what they were judged on."""
+Is it too little data? Below is the median skill of the learned models on the part that their weights were fitted on,
+over the naive model that is best there, and after the arrow on what they were judged on. Much above nought before the
+arrow and below it after would be noise learnt by heart. Below nought on both sides says that networks did not even fit
+their own part better than a naive model: the validation part, a later stretch of the same series, told them to stop,
+as what held in the one did not hold in the other."""
 APART = """\
 These do not compare. The paper's are of its own cluster, whose telemetry is not public, and watts measure how idle and
 how steady a GPU is: the same models err by a fraction of a watt to tens of watts here, and whoever forecasts a GPU that
@@ -84,6 +88,7 @@ def real_section(scores: Scores) -> str:
         DATA,
         "",
         *_own(cases),
+        *_fits(cases),
         "### Beside the paper",
         "",
         *_paper(scores),
@@ -209,6 +214,24 @@ def _own(cases: Mapping[str, Any]) -> list[str]:
             cells.append(f"{_percent(own)} → {_percent(judged)}")
         rows.append([title, *cells])
     return table(["fitted → judged", *TARGETS], rows)
+
+
+def _fits(cases: Mapping[str, Any]) -> list[str]:
+    """On how much of what they were fitted on learned models beat the naive ones, in a sentence."""
+    places = [
+        (case["results"][model][t]["own_skill"], case["results"][model][t]["skill"])
+        for case in cases.values()
+        for model in LEARNED
+        for t in TARGETS
+    ]
+    known = [(own, judged) for own, judged in places if own is not None and judged is not None]
+    fits = sum(own > 0 for own, _ in known)
+    lost = sum(own > 0 >= judged for own, judged in known)
+    return [
+        f"Of {len(known)} figures of learned models {fits} are above nought on their own part, and {lost} of these no "
+        "longer on what was judged.",
+        "",
+    ]
 
 
 def _paper(scores: Scores) -> list[str]:

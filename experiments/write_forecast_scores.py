@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,8 +37,8 @@ SWEEPS = {
     "mixtral": "telemetry/mixtral-8x7b_3xA100_input-sweep.csv",
 }
 """One long request after another."""
-LONG_S, FEW_FOLDS = 2400, 2
-"""Series from this length on have fewer folds, as each of theirs is long and takes long to train for."""
+LONG, FEW_FOLDS = 2000, 2
+"""Series from this many readings on have fewer folds, as each of theirs is long and takes long to train for."""
 SEEDS = (0, 1)
 SETTINGS = TrainSettings(epochs=150, patience=40)
 """A pass over a short series is a single step: with the usual patience networks would stop before they fit at all."""
@@ -51,22 +50,17 @@ SHOWN = ("w1", "w2", "mistral")
 def cases_of(serving: Mapping[str, Telemetry], sweeps: Mapping[str, Telemetry], seeds: Sequence[int]) -> list[Case]:
     """What is measured: each series on its own future, and those of serving on one another.
 
-    Across, models are also fitted on more series, whose files have no covariates, so that power is all they see.
-
     Args:
         serving: Series of servers under arrivals, by name.
         sweeps: Other series, by name.
-        seeds: Seeds of learned models; wherever sweeps are fitted on, which takes long, only the first one.
+        seeds: Seeds of learned models; on sweeps, where fits take long, only the first one.
     """
     chosen = tuple(seeds)
     cases = [Case(name, folds_of([], [one]), chosen) for name, one in serving.items()]
     for (a, one), (b, other) in permutations(serving.items(), 2):
         cases.append(Case(f"{a} → {b}", folds_of([one], [other]), chosen))
     for name, one in sweeps.items():
-        cases.append(Case(name, folds_of([], [one], FEW_FOLDS if len(one) >= LONG_S else FOLDS), chosen[:1]))
-    alone = {name: replace(one, covariates={}) for name, one in serving.items()}
-    for (a, one), (b, other) in permutations(alone.items(), 2):
-        cases.append(Case(f"{a} + sweeps → {b}", folds_of([one, *sweeps.values()], [other]), chosen[:1]))
+        cases.append(Case(name, folds_of([], [one], FEW_FOLDS if one.power_w.size >= LONG else FOLDS), chosen[:1]))
     return cases
 
 
