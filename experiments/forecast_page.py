@@ -14,6 +14,7 @@ from typing import Any
 from ..files import whole
 from ..forecaster.base import TARGETS
 from .forecast_compare import markdown
+from .forecast_real_section import real_section
 from .output import write_json
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -47,12 +48,6 @@ def simulated_section(scores: Scores) -> str:
         "same, and compares the kinds."
     )
     return "\n".join([head, "", markdown(compared), *rmse_table(compared), *coverage_table(compared), *costs])
-
-
-def real_section(scores: Scores) -> str:
-    """What was measured on real series: ``compare`` as :func:`compare` returns it."""
-    compared = scores["compare"]
-    return "\n".join([markdown(compared), *rmse_table(compared), *coverage_table(compared)])
 
 
 SECTIONS: dict[str, tuple[str, Callable[[Scores], str]]] = {

@@ -30,7 +30,8 @@ def test_the_page_is_that_of_the_scores() -> None:
 
 
 def test_sections_are_written_apart(tmp_path: Path, scores: dict[str, Any]) -> None:
-    write_scores("real", scores, tmp_path)
+    real = read_scores()["real"]
+    write_scores("real", real, tmp_path)
     alone = (tmp_path / PAGE).read_text()
     assert "## Real series" in alone and "## Simulated telemetry" not in alone
     write_scores("simulated", scores | {"tests": 7, "update_us": {"8": {"1": 5.0, "10": 21.0}}}, tmp_path)
