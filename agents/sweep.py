@@ -16,8 +16,11 @@ from ..simulator.units import PS_PER_S
 from ..simulator.workload.closed_loop import FASTEST_TOKEN_S
 from ..simulator.workload.table import RequestTable
 
-SETTLING_S, MEASURED_S = 15, 30
-"""Queries of all ages are in the batch after some of their lengths; a short sweep leaves some per cent of noise."""
+SETTLING_S = 15
+SPANS_S = (30, 120, 480)
+"""Time that is measured: the shortest in which a batch is served several times over, for there are steps in between."""
+TIMES_OVER = 6
+SIDES = ("prompt", "output")
 
 
 @dataclass(frozen=True)
@@ -70,22 +73,27 @@ def steady_state(
     """
     blueprint = _blueprint(slot, engine)
     fastest_per_s = in_flight / (output * FASTEST_TOKEN_S)
-    count = in_flight + int(fastest_per_s * (SETTLING_S + MEASURED_S))
+    count = in_flight + int(fastest_per_s * (SETTLING_S + SPANS_S[0]))
     lengths = (np.full(count, tokens) for tokens in (prompt, output))
     requests = RequestTable.from_columns(np.zeros(count), *lengths)
-    cluster = Cluster(blueprint, requests, np.random.default_rng(0), SETTLING_S + MEASURED_S)
+    cluster = Cluster(blueprint, requests, np.random.default_rng(0), SETTLING_S + SPANS_S[0])
     cluster.limit(in_flight)
     cluster.cap(blueprint.cap_min_w + cap_share * (blueprint.cap_max_w - blueprint.cap_min_w))
-    cluster.advance((SETTLING_S + MEASURED_S) * PS_PER_S)
-    history = cluster.history
-    prompts, outputs = (float(history.column(f"{side}_tokens", MEASURED_S).sum()) for side in ("prompt", "output"))
-    requests_per_s = (prompts + outputs) / (prompt + output) / MEASURED_S
+    served = 0.0
+    for span_s in SPANS_S:
+        cluster.advance((SETTLING_S + span_s) * PS_PER_S)
+        seconds = cluster.history.column("energy_j", span_s)
+        prompts, outputs = (float(cluster.history.column(f"{side}_tokens", span_s).sum()) for side in SIDES)
+        served = (prompts + outputs) / (prompt + output)
+        if served >= TIMES_OVER * in_flight or served == 0:
+            break
+    requests_per_s = served / len(seconds)
     power = blueprint.deployments[blueprint.initial[0]].power
     host = Catalog.builtin().gpu(slot.gpu).host
     return SteadyState(
         requests_per_s=requests_per_s,
         residence_s=in_flight / requests_per_s if requests_per_s else np.inf,
-        gpu_w=float(history.column("energy_j", MEASURED_S).mean()),
+        gpu_w=float(seconds.mean()),
         idle_w=power.idle_w,
         cpu_w=host_power_w(host, 1.0, in_flight) - host.idle_w,
     )
