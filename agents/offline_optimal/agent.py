@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 F64 = NDArray[np.float64]
 
 LOADS = (0.65, 0.8, 0.95)
-PATIENCES = (1, 3, 12)
+PATIENCES = (3, 12, 30)
 CAP_LEVELS = 3
 TPOT_MARGIN = 0.8
 """Share of the TPOT limit that the mean of a full batch may take."""
