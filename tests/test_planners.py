@@ -257,3 +257,20 @@ def test_rows_of_a_batch_have_memories_of_their_own(name: str) -> None:
     fresh = make_agent(name, task).predict(quiet)[0]
     remembers = agent.predict({k: np.stack([quiet[k]] * 2) for k in quiet}, episode_start=np.array([True, False]))[0]
     assert (remembers[0] == fresh).all()
+
+
+@pytest.mark.parametrize("encoding", ["discrete", "box"])
+@pytest.mark.parametrize("name", ["greedy-energy", "offline-optimal"])
+def test_planners_do_with_what_groups_there_are(name: str, encoding: str, everything: dict[str, Any]) -> None:
+    groups = (["route"], ["lifecycle"], ["route", "cap", "clock", "lifecycle", "concurrency", "place"])
+    faults = [{"kind": "random", "unit": "gpu", "mtbf_s": 60.0, "repair": "exponential", "repair_s": 20.0}]
+    for some in groups:
+        scenario = everything | {"actions": {"groups": some, "levels": 4}, "faults": faults}
+        env, task = task_of(scenario, encoding=encoding)
+        agent = make_agent(name, task)
+        observation, info = env.reset(seed=2)
+        for _ in range(env.scenario.ticks):
+            action, _ = agent.predict(observation, action_masks=info["action_mask"])
+            assert env.action_space.contains(action)
+            observation, reward, *_, info = env.step(action)
+            assert np.isfinite(reward)
