@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 from rich.progress import Progress
 
+from llmcluster import LLMClusterEnv
+from llmcluster.agents.base import Task
 from llmcluster.agents.offline_optimal.assignment import Shares
+from llmcluster.agents.registry import make_agent
+from llmcluster.experiments.results import Evaluation
+from llmcluster.experiments.rollout import play
 from llmcluster.experiments.suites import offline_optimal as suite
-from llmcluster.experiments.suites.offline_claims import front_claims, optimiser_claims, r2_claim
+from llmcluster.experiments.suites.offline_claims import front_claims, online_claims, optimiser_claims, r2_claim
 from llmcluster.experiments.suites.offline_front import (
     Batch,
     Outcome,
@@ -112,6 +117,26 @@ def test_claims_say_what_does_not_hold(batches: tuple[Batch, Batch]) -> None:
     gap, seconds = optimiser_claims([solved], solved)
     assert gap.verdict == seconds.verdict == "reproduced"
     assert gap.measured.mean <= 1e-3
+
+
+def test_claims_in_the_simulator_are_paired_and_ask_for_the_slo() -> None:
+    env = LLMClusterEnv("small")
+    names = ("greedy-energy", "least-outstanding")
+    episodes = [play(env, make_agent(name, Task.of(env)), name, seed) for name in names for seed in range(3)]
+    found = Evaluation("small", "own", names, frozenset(), tuple(episodes), 0.0)
+    (claim,) = online_claims(found, names[0], names[1:], np.random.default_rng(0))
+    mine, theirs = (
+        np.array([[e.summary.energy_per_output_token_j, e.summary.slo_attainment] for e in found.of(name)])
+        for name in names
+    )
+    assert claim.measured.mean == pytest.approx(np.mean(1 - mine[:, 0] / theirs[:, 0]))
+    assert claim.measured.low > 0
+    worse = (mine[:, 1] < theirs[:, 1]).all()
+    assert claim.verdict == ("partly" if worse else "reproduced")
+    (reverse,) = online_claims(found, names[1], names[:1], np.random.default_rng(0))
+    assert reverse.verdict == "not reproduced"
+    (same,) = online_claims(found, names[1], names[1:], np.random.default_rng(0))
+    assert same.measured.mean == 0
 
 
 def test_simulated_models_are_of_the_same_seven() -> None:

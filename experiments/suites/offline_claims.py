@@ -131,7 +131,7 @@ def online_claims(found: Evaluation, name: str, others: Sequence[str], rng: np.r
                 "the paper has no online variant",
                 saved,
                 "share",
-                "reproduced" if saved.low > 0 and reward.low > 0 else "partly" if saved.low > 0 else "not reproduced",
+                "not reproduced" if saved.low <= 0 else "reproduced" if slo.high >= 0 else "partly",
                 f"paired on the same traffic; share within SLO {_signed(slo, 3)}, reward {_signed(reward, 1)}: slots "
                 "that sleep take long to wake",
             )
