@@ -9,6 +9,8 @@ from pathlib import Path
 from ..simulator.errors import InputError
 from . import best_constant, proactive
 from .base import Agent, Task
+from .pals.controller import Pals
+from .pals.forecast import PalsForecast
 from .proactive import FollowPower
 from .scaling import Clairvoyant, FollowLoad, tuned_over
 from .static import LeastOutstanding, Random, RoundRobin, UniformCap
@@ -21,6 +23,8 @@ AGENTS: dict[str, Callable[[Task], Agent]] = {
     "follow-load": FollowLoad,
     "follow-power": FollowPower,
     "clairvoyant": Clairvoyant,
+    "pals": Pals,
+    "pals-forecast": PalsForecast,
 }
 """Agents that need nothing but the task. Add your own here, or pass any object with ``predict`` to the evaluator."""
 

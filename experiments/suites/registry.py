@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-SUITES: dict[str, str] = {}
+SUITES: dict[str, str] = {"pals": "llmcluster.experiments.suites.pals:run"}
 """Add your own here; see :class:`~llmcluster.experiments.suites.suite.SuiteResult`."""

@@ -1,0 +1,66 @@
+"""The tables of a task and the ladders of configurations on them, made when they are first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ...simulator.errors import InputError
+from ..base import Task
+from .allocation import Ladder
+from .sweep import fewer, lengths_of, mean_output_tokens, sweep
+from .table import PowerTable
+
+BATCH_STEPS = 9
+"""Batches where they are no action: powers of two up to vLLM's default of 256."""
+
+
+class Profiles:
+    """What the slots of a task can do.
+
+    Args:
+        task: What may be known beforehand.
+        batch: The only limit of requests in flight; by default all that the action has.
+        cap: Whether caps may be lowered.
+        given: Tables of deployments, by number; the others are swept.
+
+    Raises:
+        InputError: The batch is out of range.
+    """
+
+    def __init__(self, task: Task, batch: int | None, cap: bool, given: Mapping[int, PowerTable]) -> None:
+        self._task, self._lowers, self._tables = task, cap, dict(given)
+        self._ladders: dict[int, Ladder] = {}
+        self._tpot_s = min(slo.tpot_s for slo in task.scenario.slo.values())
+        most, limited = task.fleet.max_num_seqs, "concurrency" in task.codec.groups
+        shares = np.linspace(0.0, 1.0, task.codec.steps if limited else BATCH_STEPS)
+        self._batch = np.unique(np.rint(np.power(float(most), shares))).astype(np.int64)
+        if batch is not None:
+            if not 1 <= batch <= most:
+                raise InputError("batch", f"{batch} is out of range", f"Give 1 to {most}")
+            self._batch = np.array([batch])
+        lengths = [lengths_of(task.scenario, name) for name in task.fleet.models]
+        self.output_tokens = np.array([mean_output_tokens(one) for one in lengths])
+        """Output tokens of a request to be expected of each model (M,)."""
+
+    def table(self, deployment: int) -> PowerTable:
+        """Table of a deployment of the blueprint."""
+        if deployment not in self._tables:
+            task = self._task
+            made = task.blueprint.deployments[deployment]
+            name = task.fleet.models[made.model]
+            at = int(np.flatnonzero((task.blueprint.index == deployment).any(axis=1))[0])
+            server = task.blueprint.slots[at].spec.model_copy(update={"model": name})
+            low_w, high_w = made.power.cap_min_w, made.power.cap_max_w
+            cap_w = np.linspace(low_w, high_w, task.codec.steps) if self._lowers else np.array([high_w])
+            few = [tuple(fewer(levels).tolist()) for levels in (cap_w, self._batch)]
+            table = sweep(server, task.scenario.cluster.engine, lengths_of(task.scenario, name), *few)
+            self._tables[deployment] = table.refined(cap_w, self._batch)
+        return self._tables[deployment]
+
+    def ladder(self, deployment: int) -> Ladder:
+        """Configurations of a deployment that may be chosen."""
+        if deployment not in self._ladders:
+            self._ladders[deployment] = Ladder.of(self.table(deployment), self._tpot_s)
+        return self._ladders[deployment]
