@@ -18,7 +18,7 @@ from llmcluster.agents.pals.controller import HEADROOM, NOT_SERVING, Pals
 from llmcluster.agents.pals.feedback import CORRECTION, SUSTAINED, Feedback
 from llmcluster.agents.pals.forecast import MOST, PalsForecast
 from llmcluster.agents.pals.recorded import recorded
-from llmcluster.agents.pals.sweep import fewer, lengths_of, mean_output_tokens, sweep
+from llmcluster.agents.pals.sweep import fewer, lengths_of, mean_tokens, sweep
 from llmcluster.agents.pals.table import PowerTable, Seconds
 from llmcluster.agents.static import Constant, all_on
 from llmcluster.experiments.rollout import play
@@ -94,7 +94,9 @@ def test_seconds_count_to_the_nearest_cap_and_batch() -> None:
 
 
 def test_a_batch_between_two_that_were_seen_is_interpolated_by_its_logarithm() -> None:
-    made = PowerTable.of_seconds(rows((100, 4, 4, 100, 90), (100, 64, 64, 300, 98)), np.array([100.0]), np.array([4, 16, 64]))
+    made = PowerTable.of_seconds(
+        rows((100, 4, 4, 100, 90), (100, 64, 64, 300, 98)), np.array([100.0]), np.array([4, 16, 64])
+    )
     assert made.tokens_per_s[0] == pytest.approx([100, 200, 300])
     finer = made.refined(np.array([50.0, 100.0]), np.array([8, 64]))
     assert finer.tokens_per_s.tolist() == [pytest.approx([150, 300])] * 2
@@ -137,7 +139,7 @@ def test_lengths_are_those_of_the_models_own_stream(tiny: Tiny) -> None:
     streams = [{**stream, "model": name, "requests": one} for name, one in zip((MODEL, "Qwen3-8B"), fixed, strict=True)]
     servers = [{"gpu": "H100-80GB", "gpus": 1, "model": name} for name in (MODEL, "Qwen3-8B")]
     scenario = LLMClusterEnv(tiny(servers, workload={"streams": streams})).scenario
-    assert [mean_output_tokens(lengths_of(scenario, name)) for name in (MODEL, "Qwen3-8B")] == [20, 30]
+    assert [mean_tokens(lengths_of(scenario, name)) for name in (MODEL, "Qwen3-8B")] == [(10, 20), (10, 30)]
     assert fewer(np.arange(100)).tolist()[:: len(fewer(np.arange(100))) - 1] == [0, 99]
 
 
@@ -153,7 +155,7 @@ def made_table(tokens: list[list[float]], watts: list[list[float]], tpot_s: floa
 
 
 STEPS = made_table([[10, 50], [20, 90], [30, 100]], [[80, 90], [150, 160], [250, 300]])
-"""Steps (watts, tokens): (80, 10), (90, 50), (160, 90), (300, 100); the first saves the most, the second is the best."""
+"""Steps (watts, tokens): (80, 10), (90, 50), (160, 90), (300, 100); the third has the most tokens per joule."""
 
 
 def test_a_ladder_leaves_out_what_no_mix_needs_and_what_is_too_slow() -> None:
@@ -280,7 +282,7 @@ def test_it_serves_the_same_with_fewer_joules(tiny: Tiny) -> None:
     mine = play(env, Pals(task), "", seed=1, warmup_s=20).summary
     assert mine.output_tokens == free.output_tokens
     assert mine.slo_attainment > 0.98
-    assert mine.energy_j < 0.8 * free.energy_j
+    assert mine.energy_j < 0.7 * free.energy_j
 
 
 def test_it_holds_a_budget_that_moves(tiny: Tiny) -> None:
@@ -348,7 +350,9 @@ def test_rows_of_a_batch_keep_their_own_memory(tiny: Tiny, kind: type[Pals]) -> 
     both_quiet = {key: np.stack([quiet[key]] * 2) for key in observation}
     again, _ = agent.predict(both_quiet, episode_start=np.array([True, False]))
     assert (again[0] == kind(task).predict(quiet)[0]).all(), "an episode that starts knows nothing"
-    kept, _ = agent.predict({key: np.stack([loud[key]] * 2) for key in observation}, episode_start=np.array([False, True]))
+    kept, _ = agent.predict(
+        {key: np.stack([loud[key]] * 2) for key in observation}, episode_start=np.array([False, True])
+    )
     assert (kept[1] == kind(task).predict(loud)[0]).all()
 
 

@@ -41,7 +41,7 @@ class Memory:
         traffic: Output tokens per second that arrive, averaged.
         demand: The target as it was given, or the traffic.
         measured: Output tokens per second that are generated, averaged.
-        prompts: Prompt tokens per second, averaged: they tell which models the traffic is for.
+        prompts: Prompts per second, by their tokens and averaged: they tell which models the traffic is for.
         deployment: Of each slot when the configuration was chosen (R,).
         step: Step of each slot on its ladder (R,).
         target: Throughput that it was chosen for.
@@ -146,12 +146,13 @@ class Pals(Heuristic):
         models = len(output_tokens)
 
         def average(old: F64, new: F64) -> F64:
-            return old + self._renewed * (new - old)
+            return np.asarray(old + self._renewed * (new - old))
 
         def by_model(values: F64) -> F64:
-            return np.bincount(model, values, models)
+            return np.bincount(model, values, models).astype(np.float64)
 
-        memory.prompts = average(memory.prompts, by_model(view.slot("prompt_tokens_per_s")))
+        prompts = by_model(view.slot("prompt_tokens_per_s")) / self._profiles.prompt_tokens
+        memory.prompts = average(memory.prompts, prompts)
         memory.measured = average(memory.measured, by_model(view.slot("output_tokens_per_s")))
         seen = memory.prompts.sum()
         share = memory.prompts / seen if seen > 0 else np.full(models, 1 / models)
@@ -161,7 +162,7 @@ class Pals(Heuristic):
         waiting = by_model(_requests(view.slot("waiting"))) + held * share
         more = np.where(self._endless, 1.0, self.growth(view))
         backlog = np.where(self._endless, 0.0, waiting * output_tokens / DRAINED_S)
-        return HEADROOM * memory.demand * more + backlog
+        return np.asarray(HEADROOM * memory.demand * more + backlog)
 
     def _limits(self, view: View, serves: NDArray[np.bool_]) -> list[Limit]:
         """What the others leave of the budget, and of the limits of rows, to the slots that serve."""

@@ -14,7 +14,7 @@ SUSTAINED = 2
 PROPORTIONAL, INTEGRAL, DERIVATIVE = 0.3, 0.1, 0.05
 """Gains of the PID controller, per relative error (and per tick). The paper does not give its own."""
 KEPT = 0.9
-"""Share of the integral that a tick leaves: where traffic is the target nothing exceeds it, so nothing else lowers it."""
+"""Share of the integral that a tick leaves. Nothing exceeds traffic for long, so no error would lower it."""
 CORRECTION = 0.3
 """How far the target is shifted at most, so that a target out of reach does not wind the integral up."""
 BIAS_WEIGHT = 0.2

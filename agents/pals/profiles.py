@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ...envs.scenario import Scenario
 from ...simulator.errors import InputError
 from ..base import Task
 from .allocation import Ladder
-from .sweep import fewer, lengths_of, mean_output_tokens, sweep
+from .sweep import fewer, lengths_of, mean_tokens, sweep
 from .table import PowerTable
 
 BATCH_STEPS = 9
@@ -32,7 +33,6 @@ class Profiles:
     def __init__(self, task: Task, batch: int | None, cap: bool, given: Mapping[int, PowerTable]) -> None:
         self._task, self._lowers, self._tables = task, cap, dict(given)
         self._ladders: dict[int, Ladder] = {}
-        self._tpot_s = min(slo.tpot_s for slo in task.scenario.slo.values())
         most, limited = task.fleet.max_num_seqs, "concurrency" in task.codec.groups
         shares = np.linspace(0.0, 1.0, task.codec.steps if limited else BATCH_STEPS)
         self._batch = np.unique(np.rint(np.power(float(most), shares))).astype(np.int64)
@@ -40,9 +40,9 @@ class Profiles:
             if not 1 <= batch <= most:
                 raise InputError("batch", f"{batch} is out of range", f"Give 1 to {most}")
             self._batch = np.array([batch])
-        lengths = [lengths_of(task.scenario, name) for name in task.fleet.models]
-        self.output_tokens = np.array([mean_output_tokens(one) for one in lengths])
-        """Output tokens of a request to be expected of each model (M,)."""
+        tokens = [mean_tokens(lengths_of(task.scenario, name)) for name in task.fleet.models]
+        self.prompt_tokens, self.output_tokens = np.array(tokens).T
+        """Tokens of a request to be expected of each model (M,)."""
 
     def table(self, deployment: int) -> PowerTable:
         """Table of a deployment of the blueprint."""
@@ -62,5 +62,14 @@ class Profiles:
     def ladder(self, deployment: int) -> Ladder:
         """Configurations of a deployment that may be chosen."""
         if deployment not in self._ladders:
-            self._ladders[deployment] = Ladder.of(self.table(deployment), self._tpot_s)
+            name = self._task.fleet.models[self._task.blueprint.deployments[deployment].model]
+            self._ladders[deployment] = Ladder.of(self.table(deployment), tpot_limit_s(self._task.scenario, name))
         return self._ladders[deployment]
+
+
+def tpot_limit_s(scenario: Scenario, model: str) -> float:
+    """Time per output token that the strictest client of a model allows, seconds."""
+    streams = scenario.workload.streams or (scenario.workload,)
+    classes = {stream.slo_class for stream in streams if stream.model in (model, None)}
+    named = [scenario.slo[name].tpot_s for name in classes if name in scenario.slo]
+    return min(named or [slo.tpot_s for slo in scenario.slo.values()])

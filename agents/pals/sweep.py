@@ -36,14 +36,17 @@ def lengths_of(scenario: Scenario, model: str) -> Lengths:
     return own[0].requests if own and own[0].requests else FittedLengths(kind="azure-2023-conv")
 
 
-def mean_output_tokens(lengths: Lengths) -> float:
-    """Output tokens of a request to be expected."""
-    return float(lengths.sample(4096, np.random.default_rng(SEED))[1].mean())
+def mean_tokens(lengths: Lengths) -> tuple[float, float]:
+    """Prompt and output tokens of a request to be expected."""
+    prompt, output = lengths.sample(4096, np.random.default_rng(SEED))
+    return float(prompt.mean()), float(output.mean())
 
 
 def fewer(levels: NDArray[Any]) -> NDArray[Any]:
     """At most :data:`MOST_LEVELS` of some levels, the outermost among them."""
-    return levels[np.unique(np.linspace(0, len(levels) - 1, min(len(levels), MOST_LEVELS)).round().astype(int))]
+    chosen = np.unique(np.linspace(0, len(levels) - 1, min(len(levels), MOST_LEVELS)).round().astype(int))
+    few: NDArray[Any] = levels[chosen]
+    return few
 
 
 @lru_cache(maxsize=64)

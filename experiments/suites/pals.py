@@ -22,7 +22,7 @@ from ..seeds import held_out_seeds
 from ..statistics import Interval, mean_interval
 from ..tune import tuned, tuning_episodes
 from .pals_rivals import constants, default, uniform
-from .pals_runs import WARM_UP_S, WINDOW_S, Run, played
+from .pals_runs import WINDOW_S, Run, played
 from .pals_worlds import (
     BUDGETS,
     ENDLESS,

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-
 from ...agents.base import Task
 from ...agents.pals.profiles import Profiles
 from ...envs.cluster_env import LLMClusterEnv
