@@ -25,6 +25,8 @@ HEADROOM = 1.1
 half of the time, and a slot that is just fast enough lets queues grow without end."""
 AVERAGED_S = 10.0
 """Time over which traffic and throughput are averaged."""
+REMEMBERED_S = 60.0
+"""Time in which the memory of a peak of traffic fades: where it comes in bursts, the next one finds the slots ready."""
 DRAINED_S = 10.0
 """Time in which requests that wait are to be worked off."""
 RAISED = 0.01
@@ -39,6 +41,7 @@ class Memory:
     Attributes:
         feedback: Errors so far.
         traffic: Output tokens per second that arrive, averaged.
+        peak: The same, as high as it was lately.
         demand: The target as it was given, or the traffic.
         measured: Output tokens per second that are generated, averaged.
         prompts: Prompts per second, by their tokens and averaged: they tell which models the traffic is for.
@@ -50,6 +53,7 @@ class Memory:
 
     feedback: Feedback
     traffic: F64
+    peak: F64
     demand: F64
     measured: F64
     prompts: F64
@@ -102,6 +106,7 @@ class Pals(Heuristic):
         limited = [i for i, spec in enumerate(task.scenario.cluster.rows) if spec.power_limit_share is not None]
         self._rows = [row == i for i in limited]
         self._renewed = 1 - np.exp(-task.scenario.tick_s / AVERAGED_S)
+        self._fades = np.exp(-task.scenario.tick_s / REMEMBERED_S)
         self._memory: dict[int, Memory] = {}
 
     def forget(self, row: int) -> None:
@@ -112,13 +117,17 @@ class Pals(Heuristic):
         """Caps and batch limits for the next tick; see :class:`Heuristic`."""
         models = len(self.task.fleet.models)
         if view.row not in self._memory:
-            self._memory[view.row] = Memory(Feedback(models), *np.zeros((4, models)))
+            self._memory[view.row] = Memory(Feedback(models, self.task.scenario.tick_s), *np.zeros((5, models)))
         memory = self._memory[view.row]
         deployment, model = self._deployments(view)
+        ladders = [self._profiles.ladder(d) if d != NOT_SERVING else None for d in deployment.tolist()]
+        if not len(memory.deployment):
+            # Nobody knows yet what will come.
+            most = [0.0 if ladder is None else ladder.tokens_per_s[-1] for ladder in ladders]
+            memory.peak = np.bincount(model, most, models).astype(np.float64)
         target = self._target(view, memory, model)
         limits = self._limits(view, deployment != NOT_SERVING)
         limit_w = np.array([limit.watts for limit in limits])
-        ladders = [self._profiles.ladder(d) if d != NOT_SERVING else None for d in deployment.tolist()]
         if not np.array_equal(deployment, memory.deployment) or self._is_due(view, memory, target, limit_w):
             wanted = target * memory.feedback.correction
             memory.step = allocate(ladders, model, wanted, self._endless, limits, memory.feedback.power_ratio)
@@ -157,12 +166,15 @@ class Pals(Heuristic):
         seen = memory.prompts.sum()
         share = memory.prompts / seen if seen > 0 else np.full(models, 1 / models)
         memory.traffic = average(memory.traffic, view.cluster("arrivals") * share * output_tokens)
+        memory.peak = np.maximum(memory.traffic, self._fades * memory.peak)
         memory.demand = np.where(self._endless, self._given, memory.traffic)
         held = _requests(np.array(view.cluster("held_at_gateway")))
         waiting = by_model(_requests(view.slot("waiting"))) + held * share
-        more = np.where(self._endless, 1.0, self.growth(view))
-        backlog = np.where(self._endless, 0.0, waiting * output_tokens / DRAINED_S)
-        return np.asarray(HEADROOM * memory.demand * more + backlog)
+        backlog = waiting * output_tokens / DRAINED_S
+        memory.feedback.attain(view.cluster("slo_attainment"))
+        expected = memory.peak * memory.feedback.reserve * self.growth(view)
+        ready = np.where(self._endless, self._given, expected + backlog)
+        return np.asarray(HEADROOM * ready)
 
     def _limits(self, view: View, serves: NDArray[np.bool_]) -> list[Limit]:
         """What the others leave of the budget, and of the limits of rows, to the slots that serve."""

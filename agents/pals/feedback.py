@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +19,11 @@ KEPT = 0.9
 """Share of the integral that a tick leaves. Nothing exceeds traffic for long, so no error would lower it."""
 CORRECTION = 0.3
 """How far the target is shifted at most, so that a target out of reach does not wind the integral up."""
+MET = 0.95
+"""Share of requests within their SLO below which the slots must be readier than the traffic asks for."""
+JUDGED_S, RISES_S, FADES_S = 30.0, 30.0, 240.0
+"""Times over which that share is averaged, in which the reserve grows e-fold while it is low, and falls after."""
+MOST_RESERVE = 4.0
 BIAS_WEIGHT = 0.2
 BIAS = (0.8, 1.25)
 """How far power may lie from the tables."""
@@ -27,13 +34,17 @@ class Feedback:
 
     Args:
         models: Number of models.
+        tick_s: Time between measurements, seconds.
     """
 
-    def __init__(self, models: int) -> None:
+    def __init__(self, models: int, tick_s: float) -> None:
+        self._rise, self._fade = math.exp(tick_s / RISES_S), math.exp(-tick_s / FADES_S)
+        self._renewed, self._met = 1 - math.exp(-tick_s / JUDGED_S), 1.0
         self._integral, self._last = np.zeros(models), np.zeros(models)
         self._strikes = 0
         self.correction = np.ones(models)
         self.power_ratio = 1.0
+        self.reserve = 1.0
 
     def measure(self, target: F64, measured: F64) -> bool:
         """Takes the throughput of a tick, and sets :attr:`correction`, by which targets are to be multiplied.
@@ -54,6 +65,18 @@ class Feedback:
         # Never below the target: a configuration that gives more is often the best one that there is.
         self.correction = 1 + shift.clip(0.0, CORRECTION)
         return self._strikes >= SUSTAINED
+
+    def attain(self, share: float) -> None:
+        """Takes the share of the requests of a tick that met their SLO, and moves :attr:`reserve`.
+
+        The paper looks at throughput alone. Requests that come in bursts, or whose prompts hold up the tokens of
+        others, are late long before throughput tells.
+        """
+        self._met += self._renewed * (share - self._met)
+        if self._met < MET:
+            self.reserve = min(self.reserve * self._rise, MOST_RESERVE)
+        else:
+            self.reserve = 1 + (self.reserve - 1) * self._fade
 
     def weigh(self, measured_w: float, predicted_w: float) -> None:
         """Takes the power of slots whose configuration and load the tables know, and moves :attr:`power_ratio`."""

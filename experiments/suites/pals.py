@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from rich.progress import Progress
 
 from ...agents.base import Agent, Task
@@ -43,10 +43,12 @@ from .suite import Claim, SuiteResult, Verdict
 Make = Callable[[Task], Agent]
 Row = Mapping[str, str | float]
 
+DEFAULT, UNIFORM = "default cap, static batch", "uniform cap, static batch"
+
 PUBLISHED_GAIN = 26.3
 """Per cent more tokens per joule than the baseline, over five mixtures of experts and three dense models (figure 7)."""
-PUBLISHED_FEWER = (4.0, 7.0)
-"""Times fewer QoS violations than the baseline (figure 9)."""
+PUBLISHED_FEWER = 4.0
+"""Times fewer QoS violations than the baseline, at least; up to 7 (figure 9)."""
 PUBLISHED_MORE = 22.0
 """Per cent more throughput at low power than with the static batch, at most (figure 10)."""
 
@@ -107,17 +109,16 @@ class Trial:
         constant = ""
         for load in LOADS:
             scenario = serving(node, load)
-            agents: dict[str, Make] = {"default cap, static batch": default, "PALS": Pals}
+            agents: dict[str, Make] = {DEFAULT: default, "PALS": Pals}
             if load == MAIN_LOAD:
                 constant, make = self.best_constant(scenario)
                 agents |= {
                     "adaptive batch": partial(Pals, cap=False),
                     "adaptive cap": partial(Pals, batch=STATIC_BATCH),
                     "best constant": make,
-                    "PALS with forecast": PalsForecast,
                 }
             runs = self.play(scenario, agents, drain=True)
-            base = np.array([r.tokens_per_j for r in runs["default cap, static batch"]])
+            base = np.array([r.tokens_per_j for r in runs[DEFAULT]])
             for name, own in runs.items():
                 gain = self.mean(100 * (np.array([r.tokens_per_j for r in own]) / base - 1))
                 if name == "PALS":
@@ -149,15 +150,17 @@ class Trial:
         target = {node.model: share * able[node] for node, share in shares.items()}
         targets = np.array(list(target.values()))
         agents: dict[str, Make] = {
-            "default cap, static batch": default,
-            "uniform cap, static batch": uniform,
+            DEFAULT: default,
+            UNIFORM: uniform,
             "adaptive cap": partial(Pals, target_tokens_per_s=target, batch=STATIC_BATCH),
             "PALS": partial(Pals, target_tokens_per_s=target),
         }
         rows: list[Row] = []
-        short: dict[tuple[float, str], np.ndarray] = {}
+        short: dict[tuple[float, str], NDArray[np.float64]] = {}
         for budget in BUDGETS:
-            for name, own in self.play(crowded(tuple(shares), budget), agents, drain=False).items():
+            # Without caps the budget makes no difference.
+            held = {name: make for name, make in agents.items() if make is not default or budget == BUDGETS[0]}
+            for name, own in self.play(crowded(tuple(shares), budget), held, drain=False).items():
                 by_model = 100 * np.array([r.violations(targets) for r in own])
                 short[budget, name] = by_model.mean(axis=1)
                 rows.append(
@@ -170,28 +173,30 @@ class Trial:
                         "s over budget": float(np.mean([r.summary.over_budget_s for r in own])),
                     }
                 )
-        told, fewer = [], []
-        for budget in BUDGETS:
-            base, mine = (float(short[budget, name].mean()) for name in ("uniform cap, static batch", "PALS"))
-            times = f"{base / mine:.1f} times fewer" if mine > 0 else "none left"
-            told.append(f"at {budget:.0%} of the TDPs {base:.1f} % against {mine:.1f} % of the windows, {times}")
-            fewer.append(base / mine if mine > 0 else np.inf if base > 0 else 1.0)
-        tight = BUDGETS[-1]
-        measured = self.mean(short[tight, "uniform cap, static batch"] - short[tight, "PALS"])
-        verdict: Verdict = "not reproduced"
-        if measured.low > 0:
-            verdict = "reproduced" if max(fewer) >= PUBLISHED_FEWER[0] else "partly"
-        why = f"Uniform caps that hold the budget against PALS: {'; '.join(told)}. Measured is the last difference."
+        base, mine = (np.array([short[budget, name] for budget in BUDGETS]) for name in (UNIFORM, "PALS"))
+        told = [
+            f"at {budget:.0%} of the TDPs {b.mean():.1f} % of the windows against {m.mean():.1f} %"
+            for budget, b, m in zip(BUDGETS, base, mine, strict=True)
+        ]
+        fewer = self.mean((base - mine).mean(axis=0))
+        times = float(base.mean() / mine.mean()) if mine.any() else float("inf")
+        verdict: Verdict = "not reproduced" if not fewer.low > 0 else "partly"
+        if fewer.low > 0 and times >= PUBLISHED_FEWER:
+            verdict = "reproduced"
+        why = (
+            f"Equal caps that hold the budget, with the static batch, against PALS: {'; '.join(told)}; together "
+            f"{times:.1f} times fewer. PALS takes power from the models that are asked for less, and fills batches."
+        )
         what = f"QoS violations under a power budget, three nodes, {kind} (section 5.2)"
         published = "4 to 7 times fewer: 18.7-35.2 % of the time against 3.2-5.3 %"
-        return tuple(rows), Claim(what, published, measured, "points fewer", verdict, why)
+        return tuple(rows), Claim(what, published, fewer, "points fewer", verdict, why)
 
     def tracking(self, kind: str, node: Node) -> tuple[tuple[Row, ...], list[Claim]]:
         """Power that follows a signal (section 5.3)."""
         endless = {node.model: ENDLESS}
         agents: dict[str, Make] = {
-            "default cap, static batch": default,
-            "uniform cap, static batch": uniform,
+            DEFAULT: default,
+            UNIFORM: uniform,
             "adaptive cap": partial(Pals, target_tokens_per_s=endless, batch=STATIC_BATCH),
             "PALS": partial(Pals, target_tokens_per_s=endless),
             "PALS with forecast": partial(PalsForecast, target_tokens_per_s=endless),
@@ -210,7 +215,7 @@ class Trial:
         ]
         error = {name: self.mean([100 * r.tracking_error for r in own]) for name, own in runs.items()}
         over = {name: self.mean([r.summary.over_budget_s for r in own]) for name, own in runs.items()}
-        mine, held = error["PALS"], error["uniform cap, static batch"]
+        mine, held = error["PALS"], error[UNIFORM]
         seconds = len(runs["PALS"][0].power_w)
         tracks = Claim(
             f"Power follows a budget that moves, {kind} (section 5.3)",
@@ -236,10 +241,10 @@ class Trial:
 
 
 def _verdict(measured: Interval, published: float) -> Verdict:
-    """Reproduced if the interval reaches half of what was published, partly if it is above nothing."""
+    """Reproduced if the interval reaches what was published "at most", partly if it lies above nothing."""
     if not measured.low > 0:
         return "not reproduced"
-    return "reproduced" if measured.high >= published / 2 else "partly"
+    return "reproduced" if measured.high >= published else "partly"
 
 
 def _spread(name: str, interval: Interval) -> dict[str, float]:
