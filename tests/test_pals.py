@@ -17,12 +17,18 @@ from llmcluster.agents.pals.allocation import Ladder, Limit, allocate
 from llmcluster.agents.pals.controller import HEADROOM, NOT_SERVING, Pals
 from llmcluster.agents.pals.feedback import CORRECTION, SUSTAINED, Feedback
 from llmcluster.agents.pals.forecast import MOST, PalsForecast
+from llmcluster.agents.pals.profiles import Profiles, tpot_limit_s
 from llmcluster.agents.pals.recorded import recorded
 from llmcluster.agents.pals.sweep import fewer, lengths_of, mean_tokens, sweep
 from llmcluster.agents.pals.table import PowerTable, Seconds
 from llmcluster.agents.static import Constant, all_on
 from llmcluster.experiments.rollout import play
 from llmcluster.experiments.simulate import write_tables
+from llmcluster.experiments.suites.pals import run
+from llmcluster.experiments.suites.pals_rivals import BATCHES as CONSTANT_BATCHES
+from llmcluster.experiments.suites.pals_rivals import CAPS, constants, default, uniform
+from llmcluster.experiments.suites.pals_runs import WARM_UP_S, WINDOW_S, played
+from llmcluster.experiments.suites.pals_worlds import SINGLE, STATIC_BATCH, crowded, following, serving, unconstrained
 from llmcluster.simulator.topology import EngineSpec, ServerSpec
 from llmcluster.simulator.workload.fitted import FittedLengths
 from llmcluster.simulator.workload.lengths import FixedLengths
@@ -142,6 +148,10 @@ def test_lengths_are_those_of_the_models_own_stream(tiny: Tiny) -> None:
     servers = [{"gpu": "H100-80GB", "gpus": 1, "model": name} for name in (MODEL, "Qwen3-8B")]
     scenario = LLMClusterEnv(tiny(servers, workload={"streams": streams})).scenario
     assert [mean_tokens(lengths_of(scenario, name)) for name in (MODEL, "Qwen3-8B")] == [(10, 20), (10, 30)]
+    classes = {"strict": {"tpot_s": 0.02}, "lax": {"tpot_s": 0.3}}
+    asked = [one | {"slo_class": name} for one, name in zip(streams, classes, strict=True)]
+    strict = LLMClusterEnv(tiny(servers, workload={"streams": asked}, slo=classes)).scenario
+    assert [tpot_limit_s(strict, name) for name in (MODEL, "Qwen3-8B", "Qwen3-4B")] == [0.02, 0.3, 0.02]
     assert fewer(np.arange(100)).tolist()[:: len(fewer(np.arange(100))) - 1] == [0, 99]
 
 
@@ -405,16 +415,70 @@ def test_slots_that_do_not_serve_get_the_lowest_cap_and_their_draw_is_set_aside(
     assert HEADROOM > 1
 
 
-def test_the_suite_tries_every_claim(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmcluster.experiments.suites import pals as suite
-    from llmcluster.experiments.suites import pals_worlds as worlds
+def test_recorded_tables_are_held_to_what_may_be_set(tiny: Tiny, table: PowerTable) -> None:
+    task = Task.of(LLMClusterEnv(busy(tiny, 20.0)))
+    profiles = Profiles(task, 16, cap=False, given={0: table})
+    assert profiles.table(0).power_w.tolist() == [[table.power_w[-1, 1]]]
+    assert Profiles(task, None, cap=True, given={0: table}).table(0).power_w.shape == (9, 9)
 
-    monkeypatch.setattr(worlds, "HORIZON_S", 80)
+
+# --- the suite ----------------------------------------------------------------------------------------------------
+
+
+def test_what_the_suite_measures(tiny: Tiny) -> None:
+    env = LLMClusterEnv(busy(tiny, 20.0, budget={"schedule": [[0, 0.8], [90, 0.8], [90, 0.4]]}))
+    seen = played(env, default(Task.of(env)), 1, drain=False)
+    assert env.plant is not None
+    seconds = slice(WARM_UP_S, 120)
+    assert seen.power_w == pytest.approx(env.plant.cluster.history.column("energy_j")[seconds].sum(axis=1))
+    assert seen.tokens_per_j == pytest.approx(1 / seen.summary.energy_per_output_token_j)
+    assert seen.budget_w[[0, 29, 30, -1]] == pytest.approx(np.array([0.8, 0.8, 0.4, 0.4]) * 1400)
+    made = replace(
+        seen,
+        tokens_per_s=np.repeat([[10.0, 5.0], [20.0, 5.0], [30.0, 5.0]], WINDOW_S, axis=0),
+        power_w=np.repeat([400.0, 500.0, 600.0], WINDOW_S),
+        budget_w=np.repeat([500.0, 500.0, 500.0], WINDOW_S),
+    )
+    assert made.violations(np.array([20.0, 5.1])).tolist() == pytest.approx([1 / 3, 1])
+    assert made.tracking_error == pytest.approx(np.sqrt(2 / 3) * 0.2)
+    assert made.tokens_at(0.4) == 25
+    assert made.tokens_per_j == pytest.approx(75 / 1500)
+
+
+def test_rivals_are_what_they_are_called(tiny: Tiny) -> None:
+    task = Task.of(LLMClusterEnv(busy(tiny, 20.0, budget={"levels": [1.0, 0.5]})))
+    view = View(LLMClusterEnv(task.scenario).reset(seed=0)[0], task.observations)
+    free, held = default(task).decide(view), uniform(task).decide(view)
+    assert free.cap_w.tolist() == [700, 700]
+    assert held.cap_w.sum() <= 700
+    assert free.concurrency.tolist() == held.concurrency.tolist() == [STATIC_BATCH] * 2
+    assert len(constants(task)) == len(CAPS) * len(CONSTANT_BATCHES)
+
+
+def test_worlds_ask_for_what_they_say() -> None:
+    node = SINGLE["dense"]
+    able = unconstrained((node,))[node]
+    scenario = serving(node, 0.5)
+    output = mean_tokens(lengths_of(scenario, node.model))[1]
+    assert scenario.workload.streams[0].arrivals.rate_per_s * output == pytest.approx(0.5 * able)
+    assert scenario.slo["default"].tpot_s < 1 < following(node).slo["default"].tpot_s
+    assert crowded((node,), 0.5).lowest_limit() == 0.5
+
+
+@pytest.mark.slow
+def test_the_suite_tries_every_claim() -> None:
     with Progress(disable=True) as progress:
-        trial = suite.Trial([1, 2], 0, progress)
-        rows, claims = trial.tracking("dense", worlds.SINGLE["dense"])
-    assert [row["agent"] for row in rows][-2:] == ["PALS", "PALS with forecast"]
-    by_name = {str(row["agent"]): row for row in rows}
-    assert by_name["PALS"]["RMS error %"] < by_name["uniform cap, static batch"]["RMS error %"]
-    assert by_name["default cap, static batch"]["s over budget"] > by_name["PALS"]["s over budget"]
-    assert [claim.unit for claim in claims] == ["% RMS error", "% more"]
+        result = run(2, 0, progress)
+    assert [claim.unit for claim in result.claims] == ["% more"] * 2 + ["points fewer"] * 2 + [
+        "% RMS error",
+        "% more",
+    ] * 2
+    assert all(claim.measured.low <= claim.measured.mean <= claim.measured.high for claim in result.claims)
+    assert all(claim.measured.low > 0 for claim in result.claims[:2]), "fewer joules a token"
+    for title, table in result.tables.items():
+        assert len({tuple(row) for row in table}) == 1, title
+        by_name = {str(row["agent"]): row for row in table}
+        if "s over budget" in table[0]:
+            assert by_name["default cap, static batch"]["s over budget"] > 100 > by_name["PALS"]["s over budget"]
+        if "RMS error %" in table[0]:
+            assert by_name["PALS"]["RMS error %"] < by_name["uniform cap, static batch"]["RMS error %"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from .allocation import Ladder, Limit, allocate
 from .feedback import EPSILON, Feedback
 from .profiles import Profiles
 from .table import PowerTable
+
+if TYPE_CHECKING:
+    from ...envs.cluster_env import LLMClusterEnv
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -108,6 +112,10 @@ class Pals(Heuristic):
         self._renewed = 1 - np.exp(-task.scenario.tick_s / AVERAGED_S)
         self._fades = np.exp(-task.scenario.tick_s / REMEMBERED_S)
         self._memory: dict[int, Memory] = {}
+
+    def watch(self, env: LLMClusterEnv) -> None:
+        """Forgets the last episode."""
+        self._memory = {}
 
     def forget(self, row: int) -> None:
         """Forgets the last episode of one row of a batch."""

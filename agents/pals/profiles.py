@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...envs.scenario import Scenario
 from ...simulator.errors import InputError
@@ -31,7 +32,8 @@ class Profiles:
     """
 
     def __init__(self, task: Task, batch: int | None, cap: bool, given: Mapping[int, PowerTable]) -> None:
-        self._task, self._lowers, self._tables = task, cap, dict(given)
+        self._task, self._lowers, self._given = task, cap, dict(given)
+        self._tables: dict[int, PowerTable] = {}
         self._ladders: dict[int, Ladder] = {}
         most, limited = task.fleet.max_num_seqs, "concurrency" in task.codec.groups
         shares = np.linspace(0.0, 1.0, task.codec.steps if limited else BATCH_STEPS)
@@ -45,19 +47,25 @@ class Profiles:
         """Tokens of a request to be expected of each model (M,)."""
 
     def table(self, deployment: int) -> PowerTable:
-        """Table of a deployment of the blueprint."""
+        """Table of a deployment of the blueprint, at the caps and batches that may be set."""
         if deployment not in self._tables:
-            task = self._task
-            made = task.blueprint.deployments[deployment]
-            name = task.fleet.models[made.model]
-            at = int(np.flatnonzero((task.blueprint.index == deployment).any(axis=1))[0])
-            server = task.blueprint.slots[at].spec.model_copy(update={"model": name})
-            low_w, high_w = made.power.cap_min_w, made.power.cap_max_w
-            cap_w = np.linspace(low_w, high_w, task.codec.steps) if self._lowers else np.array([high_w])
-            few = [tuple(fewer(levels).tolist()) for levels in (cap_w, self._batch)]
-            table = sweep(server, task.scenario.cluster.engine, lengths_of(task.scenario, name), *few)
+            power = self._task.blueprint.deployments[deployment].power
+            cap_w = np.linspace(power.cap_min_w, power.cap_max_w, self._task.codec.steps)
+            cap_w = cap_w if self._lowers else cap_w[-1:]
+            table = self._given[deployment] if deployment in self._given else self._swept(deployment, cap_w)
             self._tables[deployment] = table.refined(cap_w, self._batch)
         return self._tables[deployment]
+
+    def _swept(self, deployment: int, cap_w: NDArray[np.float64]) -> PowerTable:
+        task = self._task
+        name = task.fleet.models[task.blueprint.deployments[deployment].model]
+        at = int(np.flatnonzero((task.blueprint.index == deployment).any(axis=1))[0])
+        spec = task.blueprint.slots[at].spec
+        alone = {"model": name, "gpus": spec.tp * spec.pp, "count": 1, "initial": "serving", "role": "mixed"}
+        # Each in a room of its own: neighbours must not warm it.
+        server = spec.model_copy(update={**alone, "inlet_k_per_kw": 0.0, "fan_min_m3_per_s": 0.0})
+        few = [tuple(fewer(levels).tolist()) for levels in (cap_w, self._batch)]
+        return sweep(server, task.scenario.cluster.engine, lengths_of(task.scenario, name), *few)
 
     def ladder(self, deployment: int) -> Ladder:
         """Configurations of a deployment that may be chosen."""

@@ -59,16 +59,14 @@ def sweep(
     cluster, which a crowd at the gateway keeps full.
 
     Args:
-        server: GPUs and parallelism of the slot, with the model.
+        server: A server that is that slot, and serves.
         engine: Engine limits.
         lengths: What requests are like.
         cap_w: Power limits, ascending, watts.
         batch: Limits of requests in flight, ascending.
     """
     size = len(cap_w) * len(batch)
-    one = {"gpus": server.tp * server.pp, "count": size, "initial": "serving", "role": "mixed"}
-    # Each alone in its room: neighbours must not warm it.
-    alike = server.model_copy(update={**one, "inlet_k_per_kw": 0.0, "fan_min_m3_per_s": 0.0})
+    alike = server.model_copy(update={"count": size})
     spec = ClusterSpec(rows=(RowSpec(racks=(RackSpec(servers=(alike,)),)),), engine=engine)
     blueprint = Blueprint.of(spec)
     caps, limits = np.repeat(cap_w, len(batch)), np.tile(batch, len(cap_w))
