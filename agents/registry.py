@@ -12,6 +12,8 @@ from .base import Agent, Task
 from .greedy_energy import GreedyEnergy
 from .offline_optimal import agent as offline_optimal
 from .offline_optimal.agent import OfflineOptimal
+from .pals.controller import Pals
+from .pals.forecast import PalsForecast
 from .proactive import FollowPower
 from .scaling import Clairvoyant, FollowLoad, tuned_over
 from .static import LeastOutstanding, Random, RoundRobin, UniformCap
@@ -26,6 +28,8 @@ AGENTS: dict[str, Callable[[Task], Agent]] = {
     "greedy-energy": GreedyEnergy,
     "offline-optimal": OfflineOptimal,
     "clairvoyant": Clairvoyant,
+    "pals": Pals,
+    "pals-forecast": PalsForecast,
 }
 """Agents that need nothing but the task. Add your own here, or pass any object with ``predict`` to the evaluator."""
 
