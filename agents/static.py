@@ -114,6 +114,26 @@ class LeastOutstanding(Constant):
         super().__init__(task, all_on(task, "least-outstanding"))
 
 
+class PowerOfTwo(Constant):
+    """All slots on, no caps, each request to the lesser of two slots drawn by weight.
+
+    Where the scenario does not list that router, least-outstanding stands in for it.
+    """
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task, all_on(task, "power-of-two"))
+
+
+class PrefixAffinity(Constant):
+    """All slots on, no caps, each request to where the beginning of its prompt is cached.
+
+    Where the scenario does not list that router, least-outstanding stands in for it.
+    """
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task, all_on(task, "prefix-affinity"))
+
+
 class UniformCap(Constant):
     """All slots on, all capped alike so that the lowest limits there ever are hold: safe whatever happens."""
 
