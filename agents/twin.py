@@ -105,7 +105,7 @@ class Twin:
             replace(slot, spec=slot.spec.model_copy(update={"initial": str(start)}))
             for slot, start in zip(task.blueprint.slots, starts, strict=True)
         )
-        initial = task.blueprint.index[np.arange(len(slots)), models]
+        initial = self._deployments(view, models)
         blueprint = replace(task.blueprint, slots=slots, initial=initial)
         table = self._requests(view, models, requests_per_s, rng)
         plant = SimulatedPlant(self.scenario, blueprint, task.fleet, table, rng, world=self._world(view))
@@ -136,6 +136,16 @@ class Twin:
         """The model that each slot holds or held last, one that fits where none is seen (R,)."""
         shown = np.stack([view.slot(f"model_{name}") for name in self.task.fleet.models], axis=1)
         return np.asarray((shown * self.task.fleet.fits + 1e-3 * self.task.fleet.fits).argmax(axis=1))
+
+    def _deployments(self, view: View, models: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What each slot holds its model with (R,): the variant that is seen, or as it is laid out."""
+        blueprint = self.task.blueprint
+        held = blueprint.index[np.arange(len(models)), models].copy()
+        if "reconfigure" in self.task.codec.groups:
+            for r, own in enumerate(blueprint.variants):
+                seen = [v.deployment for v in own if view.slot(f"variant_{v.name}")[r] > 0]
+                held[r] = seen[0] if seen else held[r]
+        return held
 
     def _warm(self, plant: SimulatedPlant, view: View) -> None:
         """Gives the GPUs their temperatures, shared over the poles as in a steady state."""

@@ -53,6 +53,8 @@ COLUMNS = (
     Column("tpot_p99", "TPOT p99", "ms", 1),
     Column("mean_power", "mean power", "W", 0),
     Column("peak_power", "peak power", "W", 0),
+    Column("energy_cost", "cost", "", 3),
+    Column("carbon", "CO₂", "g", 0),
 )
 FIGURES: Mapping[str, Callable[[Episode], float]] = {
     "reward": lambda e: e.reward,
@@ -66,6 +68,8 @@ FIGURES: Mapping[str, Callable[[Episode], float]] = {
     "tpot_p99": lambda e: 1000 * e.summary.tpot_s.p99,
     "mean_power": lambda e: e.summary.mean_power_w,
     "peak_power": lambda e: e.summary.peak_power_w,
+    "energy_cost": lambda e: e.summary.energy_cost,
+    "carbon": lambda e: e.summary.carbon_g,
 }
 """A figure of one episode, in its column's unit. Latency percentiles are the episode's own; tables show their mean."""
 
@@ -185,6 +189,9 @@ def print_table(evaluation: Evaluation, console: Console, seed: int = 0, referen
                 cells.append(Text(mean).append(f"\n{bounds}", style="dim not bold"))
             table.add_row(Text(row.label), *cells, style="bold" if row.best else "")
         console.print(table)
+    for agent, reasons in interventions(evaluation).items():
+        told = ", ".join(f"{reason} {np.mean(counts):.1f}" for reason, counts in reasons.items())
+        console.print(Text(f"{agent}: decisions an episode that the safety layer changed: {told}", style="dim"))
     if any(row.clairvoyant for row in lines):
         console.print(Text(CLAIRVOYANT_NOTE, style="dim"))
 
@@ -198,8 +205,9 @@ def as_json(evaluation: Evaluation, seed: int = 0, reference: str | None = None)
         reference: Agent that rewards are compared with; the first one by default.
 
     Returns:
-        ``scenario``, ``workload``, ``seeds``, ``reference``, ``clairvoyant`` (names), ``wall_s``, ``units`` (by metric)
-        and ``agents``: name → metric → ``mean``, ``low``, ``high``, ``per_episode`` (in the order of the seeds).
+        ``scenario``, ``workload``, ``seeds``, ``reference``, ``clairvoyant`` (names), ``wall_s``, ``units`` by metric,
+        ``agents``: name → metric → ``mean``, ``low``, ``high``, ``per_episode`` (in the order of the seeds), and
+        ``interventions`` of the safety layer: name → reason → decisions in each episode.
     """
     reference = reference_of(evaluation, reference)
     return {
@@ -214,7 +222,19 @@ def as_json(evaluation: Evaluation, seed: int = 0, reference: str | None = None)
             row.agent: {c.key: _plain(row.intervals[c.key], row.values[c.key]) for c in COLUMNS}
             for row in rows(evaluation, seed, reference)
         },
+        "interventions": interventions(evaluation),
     }
+
+
+def interventions(evaluation: Evaluation) -> dict[str, dict[str, list[int]]]:
+    """Decisions that the safety layer changed: agent → reason → in each episode; of agents where there were any."""
+    found = {}
+    for agent in evaluation.agents:
+        episodes = evaluation.of(agent)
+        reasons = dict.fromkeys(reason for episode in episodes for reason in episode.interventions)
+        if reasons:
+            found[agent] = {reason: [e.interventions.get(reason, 0) for e in episodes] for reason in reasons}
+    return found
 
 
 def _plain(interval: Interval, per_episode: NDArray[np.float64]) -> dict[str, Any]:
