@@ -13,7 +13,7 @@ from ..envs.actions import KEEP, NOWHERE, SERVE, SLEEP, ClusterAction
 from ..envs.observation import Observation
 from .base import Agent, State, Task, View, Watcher
 from .limits import Limit, beside_w, deal, known_limits, lead_until_next, uncappable, unheld_w
-from .static import ROUNDING
+from .static import ROUNDING, places
 
 if TYPE_CHECKING:
     from ..envs.cluster_env import LLMClusterEnv
@@ -130,13 +130,7 @@ class Safe:
     def _place_where_free(self, view: View, action: ClusterAction) -> ClusterAction:
         if action.place == NOWHERE:
             return action
-        free = view.slot("is_empty")[action.place] + view.slot("is_sleeping")[action.place] > 0
-        fits = all(
-            self.task.fleet.fits[action.place, m]
-            for m, name in enumerate(self.task.fleet.models)
-            if view.cluster(f"pending_model_{name}") > 0
-        )
-        return action if free and fits else replace(action, place=NOWHERE)
+        return action if places(self.task, view)[action.place] else replace(action, place=NOWHERE)
 
     def _on(self, view: View, action: ClusterAction) -> NDArray[np.bool_]:
         """Slots that may draw up to their cap until the next decision (R,); one that drains may do so until it has."""

@@ -77,7 +77,13 @@ def test_a_model_that_is_served_is_routed_to(tiny: Tiny) -> None:
 
 def test_nothing_is_placed_where_there_is_no_room() -> None:
     env = LLMClusterEnv("placement", encoding="box")
-    taken, free = (layer(env).project(view_of(env), ClusterAction(place=slot)) for slot in (0, 3))
+    observation, _ = env.reset(seed=0)
+    for _ in range(env.scenario.ticks):
+        if env.telemetry.pending_instances:
+            break
+        observation = env.step(env.codec.encode(ClusterAction()))[0]
+    view = View(observation, env.observations)
+    taken, free = (layer(env).project(view, ClusterAction(place=slot)) for slot in (0, 3))
     assert (taken[0].place, taken[1]) == (NOWHERE, [PLACE])
     assert (free[0].place, free[1]) == (3, [])
 
