@@ -1,4 +1,4 @@
-"""Suites by name: ``module:function`` within this package, loaded when asked for."""
+"""Suites by name: ``module:function``, loaded when asked for; a module without a dot is one of this package."""
 
 from __future__ import annotations
 
