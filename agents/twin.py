@@ -13,7 +13,7 @@ from ..envs.plant import SimulatedPlant
 from ..envs.telemetry import LEAD_TIMES_S
 from ..envs.world import World
 from ..simulator.kernels.state import RESISTANCE
-from ..simulator.limits import PowerLimit, RowLimits
+from ..simulator.limits import Feeds, PowerLimit, RowLimits
 from ..simulator.signals import PiecewiseLinear, SignalSpec, constant, through
 from ..simulator.snapshot import Snapshot
 from ..simulator.units import PS_PER_S, to_ps
@@ -160,13 +160,17 @@ class Twin:
     def _world(self, view: View) -> World:
         """Limits, prices and weather as they have been announced; what has not been stays as it is."""
         scenario, rows = self.task.scenario, len(self.task.scenario.cluster.rows)
+        tdp_w = self.task.fleet.cap_max_w
+        usual = Feeds.of(scenario.cluster, np.arange(rows)[:, None] == self._row, tdp_w)
         limits: list[PowerLimit | None] = [None] * rows
         for limit in known_limits(self.task, view, LEAD_TIMES_S[-1])[1:]:
             limits[int(self._row[limit.slots][0])] = PowerLimit(constant(limit.watts))
         outside_c = constant(view.cluster("outside_in_0s") + ZERO_C) if scenario.outside_c is not None else None
+        site = PowerLimit(through(tuple((lead, view.cluster(f"budget_in_{lead}s")) for lead in LEAD_TIMES_S)))
         return World(
-            budget=PowerLimit(through(tuple((lead, view.cluster(f"budget_in_{lead}s")) for lead in LEAD_TIMES_S))),
-            rows=RowLimits(limits, self._row, self.task.fleet.cap_max_w),
+            budget=site,
+            rows=RowLimits(limits, self._row, tdp_w),
+            feeds=Feeds(tuple(limits), usual.breakers, site),
             airflow=((),) * rows,
             outside_c=outside_c,
             price_per_kwh=_announced(view, "price", scenario.grid.price_per_kwh),
