@@ -55,7 +55,7 @@ docs: install-dev  ## Rebuild the generated tables of docs/ (scenarios, observat
 fidelity: install-dev  ## Rebuild docs/fidelity.md: validate every measured source (needs LLMCLUSTER_DATA)
 	$(BIN)/python -m llmcluster.experiments.write_fidelity
 
-forecaster: install-dev  ## Train the shipped forecaster anew: after any change of the physics and measure docs/forecasting.md (takes some minutes)
+forecaster: install-dev  ## Train the shipped forecaster anew and measure docs/forecasting.md, after any change of the physics (some minutes)
 	$(BIN)/python -m llmcluster.experiments.write_artefacts
 
 artefacts: install-dev  ## Refit the shipped figures and rerun docs/results.md (needs LLMCLUSTER_DATA; takes half an hour)
