@@ -58,7 +58,7 @@ fidelity: install-dev  ## Rebuild docs/fidelity.md: validate every measured sour
 claims: install-dev  ## Rebuild docs/claims.md: try what published systems claim
 	$(BIN)/python -m llmcluster.experiments.write_claims
 
-forecaster: install-dev  ## Train the shipped forecaster anew: after any change of the physics (takes some minutes)
+forecaster: install-dev  ## Train the shipped forecaster anew and measure docs/forecasting.md, after any change of the physics (some minutes)
 	$(BIN)/python -m llmcluster.experiments.write_artefacts
 
 forecasts: install-dev  ## Measure all models on the published series anew (needs LLMCLUSTER_DATA; takes half an hour)

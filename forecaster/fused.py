@@ -34,7 +34,8 @@ class Packed(NamedTuple):
         through: Inputs to heads, (F, 12).
         head_bias: (12,).
         share: Levels to medians, (4, 5).
-        widen: What calibration adds on each side, (4,).
+        widen: What calibration adds on each side, by kind of channel, (kinds, 4).
+        summed: Which covariate tells the kinds apart, (1,).
     """
 
     scaling: Floats
@@ -50,6 +51,7 @@ class Packed(NamedTuple):
     head_bias: Floats
     share: Floats
     widen: Floats
+    summed: NDArray[np.int64]
 
 
 class State(NamedTuple):
@@ -168,18 +170,18 @@ def _softplus(x: float) -> float:
 
 
 @compiled
-def _say(heads: Floats, levels: Floats, scale_w: float, packed: Packed, out: Floats) -> None:
+def _say(heads: Floats, levels: Floats, scale_w: float, kind: int, packed: Packed, out: Floats) -> None:
     """Calibrated quantiles of a channel, watts, (4, 3)."""
     mean, deviation, _, lowest = packed.scaling
-    for t in range(len(packed.widen)):
+    for t in range(len(packed.share)):
         middle = heads[3 * t]
         for i in range(len(levels)):
             middle += packed.share[t, i] * levels[i]
-        widen = packed.widen[t] / deviation
+        widen = packed.widen[kind, t] / deviation
         below = max(_softplus(heads[3 * t + 1]) + widen, 0.0)
         above = max(_softplus(heads[3 * t + 2]) + widen, 0.0)
         out[t, 0], out[t, 1], out[t, 2] = middle - below, middle, middle + above
-    for t in range(len(packed.widen)):
+    for t in range(len(packed.share)):
         for q in range(3):
             out[t, q] = max(out[t, q] * deviation + mean, lowest) * scale_w
 
@@ -219,7 +221,8 @@ def steps(
                 heads[:] = packed.head_bias
                 _add(state.hidden[c], packed.head, heads)
                 _add(state.seen[c], packed.through, heads)
-                _say(heads, state.levels[c], scale_w[c], packed, out[said, c])
+                kind = 1 if len(packed.widen) > 1 and state.held[c, packed.summed[0]] > 1 else 0
+                _say(heads, state.levels[c], scale_w[c], kind, packed, out[said, c])
             elif said >= 0:
                 out[said, c] = math.nan
             first = last

@@ -307,7 +307,7 @@ def test_calibration_mends_intervals_that_training_made_too_narrow() -> None:
     calm, wild = rng.normal(200, 5, 1600), rng.normal(200, 50, 2400)
     whole = series(np.concatenate([calm, wild]))
     model = fitted("training-median", whole.part(0, 2000))  # calm while it is fitted, wild while it is calibrated
-    assert model.weights["widen"][0] > 30
+    assert model.weights["widen"][0, 0] > 30
     assert figures(model.backtest(whole, 2000))["coverage_80"][0] == pytest.approx(0.8, abs=0.05)
     model.weights["widen"][:] = 0
     assert figures(model.backtest(whole, 2000))["coverage_80"][0] < 0.2
@@ -460,8 +460,29 @@ def test_series_that_are_held_out_are_not_fitted_on(name: str) -> None:
     apart.fit([train], np.random.default_rng(0), HeldOut((calm,), (wild,)))
     other.fit([train], np.random.default_rng(0), HeldOut((calm,), (calm,)))
     assert all(np.array_equal(apart.weights[n], w) for n, w in other.weights.items() if n != "widen")
-    assert (apart.weights["widen"][:2] > other.weights["widen"][:2] + 30).all()
+    assert (apart.weights["widen"][:, :2] > other.weights["widen"][:, :2] + 30).all()
     assert figures(apart.backtest(wild, 60))["coverage_80"] == pytest.approx([0.8] * 4, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["gru", "ewma", "ridge-ar"])
+def test_sums_of_slots_are_calibrated_apart(name: str) -> None:
+    rng = np.random.default_rng(28)
+    power = np.abs(rng.normal(200, (60, 10), (3000, 2)))
+    both = series(power, covariates={"slots": np.where(np.arange(2) == 1, 4.0, np.ones((3000, 1)))})
+    model = make_model(name)
+    if isinstance(model, Learned):
+        model.settings = QUICK
+    model.fit([both], np.random.default_rng(0))
+    if not model.reads_covariates:  # it cannot tell them apart
+        assert model.weights["widen"].shape == (1, 4)
+        return
+    assert model.weights["widen"].shape == (2, 4)
+    for channel in both.channels:
+        covered = figures(model.backtest(both.select([channel]), 2400))["coverage_80"]
+        assert covered[:2] == pytest.approx([0.8] * 2, abs=0.02)
+    model.reset(2)
+    last = model.update(power, dict(both.covariates))
+    np.testing.assert_allclose(last, model.predict(both)[-1], rtol=1e-9, atol=1e-5)
 
 
 def test_covariates_of_the_last_second_may_be_given_alone() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import InputError
 from ..base import QUANTILES, TARGETS
@@ -17,6 +18,8 @@ from ..losses import Losses, judge
 from ..targets import LONGEST_S
 from ..telemetry import COVARIATES, Telemetry
 
+SUMMED = "slots"
+"""Covariate that tells channels that are sums of several slots."""
 COVERAGE = QUANTILES[-1] - QUANTILES[0]
 
 
@@ -75,7 +78,7 @@ class Model(ABC):
             )
         self.weights = {}
         self._learn(frames, rng)
-        self.weights["widen"] = np.zeros(len(TARGETS))
+        self.weights["widen"] = np.zeros((2 if SUMMED in self.covariates else 1, len(TARGETS)))
         self.weights["widen"] = self._calibrated(frames)
 
     def predict(self, telemetry: Telemetry) -> Floats:
@@ -86,7 +89,9 @@ class Model(ABC):
         """
         self._check_fitted()
         frame = frame_of(telemetry, self._present(telemetry))
-        forecast = self._finished(self._predict(frame)) * telemetry.scale_w[:, None, None]
+        forecast = (
+            self._finished(self._predict(frame), self._kinds(frame.covariates)) * telemetry.scale_w[:, None, None]
+        )
         return np.where(frame.begun[..., None, None], forecast, np.nan)
 
     def backtest(self, test: Telemetry, first_s: int = 0, last_s: int | None = None) -> Losses:
@@ -120,7 +125,7 @@ class Model(ABC):
         unknown = np.full(given.shape[1:], np.nan)
         for i, sample in enumerate(samples, len(given) - len(samples)):
             self._take(sample / self._scale_w, given[i] if i >= 0 else unknown)
-        forecast = self._finished(self._forecast()) * self._scale_w[:, None, None]
+        forecast = self._finished(self._forecast(), self._kinds(self._inputs)) * self._scale_w[:, None, None]
         return forecast if self._begun.all() else np.where(self._begun[:, None, None], forecast, np.nan)
 
     def save_state(self) -> dict[str, Any]:
@@ -208,28 +213,41 @@ class Model(ABC):
             self._start(first, self._power)
         self._absorb(self._power, self._inputs)
 
-    def _finished(self, quantiles: Floats) -> Floats:
+    def _kinds(self, covariates: Floats) -> NDArray[np.int64]:
+        """Which calibration a channel has, (...), by its covariates (..., K): 1 for sums of several slots if known."""
+        if len(self.weights["widen"]) == 1:
+            return np.zeros(covariates.shape[:-1], np.int64)
+        return np.asarray(covariates[..., self.covariates.index(SUMMED)] > 1, np.int64)
+
+    def _finished(self, quantiles: Floats, kinds: NDArray[np.int64]) -> Floats:
         """Calibrated quantiles that do not cross and are not negative."""
         low, middle, high = (quantiles[..., i] for i in range(len(QUANTILES)))
-        widen = self.weights["widen"]
+        widen = self.weights["widen"][kinds]
         low, high = np.minimum(low - widen, middle), np.maximum(high + widen, middle)
         return np.maximum(np.stack([low, middle, high], axis=-1), 0.0)
 
     def _calibrated(self, frames: Sequence[Frame]) -> Floats:
-        """By how much the interval of each target must widen to cover what it claims, (4,).
+        """By how much the interval of each kind of channel and target must widen to cover what it claims, (kinds, 4).
 
         Conformalised quantile regression with one split (Romano, Patterson and Candès 2019). Seconds depend on one
-        another, so the coverage is not guaranteed as it is for independent ones.
+        another, so the coverage is not guaranteed as it is for independent ones. Sums of slots have a calibration of
+        their own if a covariate tells them apart: their errors are smaller shares of their scale.
         """
-        scores = []
+        scores, kinds = [], []
         for frame in frames:
             rows = frame.rows(CALIBRATION)
             if rows.any():
-                quantiles, truth = self._finished(self._predict(frame))[rows], frame.truth[rows]
+                which = self._kinds(frame.covariates)
+                quantiles, truth = self._finished(self._predict(frame), which)[rows], frame.truth[rows]
                 scores.append(np.maximum(quantiles[..., 0] - truth, truth - quantiles[..., -1]))
-        off = np.concatenate(scores)
-        level = min(math.ceil((len(off) + 1) * COVERAGE) / len(off), 1.0)
-        return np.asarray(np.quantile(off, level, axis=0, method="higher"))
+                kinds.append(which[rows])
+        off, kind = np.concatenate(scores), np.concatenate(kinds)
+        found = []
+        for number in range(len(self.weights["widen"])):
+            own = off[kind == number] if (kind == number).any() else off
+            level = min(math.ceil((len(own) + 1) * COVERAGE) / len(own), 1.0)
+            found.append(np.quantile(own, level, axis=0, method="higher"))
+        return np.array(found)
 
     def _check_fitted(self) -> None:
         if "widen" not in self.weights:

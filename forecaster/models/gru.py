@@ -10,6 +10,7 @@ import numpy as np
 from ...errors import InputError
 from ..base import QUANTILES, TARGETS
 from ..frames import Floats, Frame
+from .base import SUMMED
 from .learned import HALF_LIVES_S, LEVELS, MOST, Learned, State, sigmoid
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Gru(Learned):
         state = fused.State(np.zeros(channels, bool), np.zeros(channels), held, *(own[name] for name in STATE))
         out = np.empty((*frame.power.shape, len(TARGETS), len(QUANTILES)))
         samples = np.where(frame.begun, frame.power, np.nan)
-        packed = self._pack(fused.Packed, -np.inf, np.zeros(len(TARGETS)))
+        packed = self._pack(fused.Packed, -np.inf, np.zeros_like(self.weights["widen"]))
         beside = np.ascontiguousarray(frame.covariates)
         fused.steps(samples, beside, np.ones(channels), state, packed, self.stride_s, out)
         return out
@@ -104,8 +105,10 @@ class Gru(Learned):
         )
         inputs, size = self.features, w["core.cell.weight_hh_l0"].shape[-1]
         beside, gates, heads = len(self.covariates), 3 * size, len(TARGETS) * len(QUANTILES)
+        told = len(widen) > 1 and SUMMED in self.covariates
         due = [(4,), (beside,), (beside,), (LEVELS - 1,), (inputs, gates), (gates,), (size, gates), (gates,)]
-        due += [(size, heads), (inputs, heads), (heads,), (len(TARGETS), LEVELS), (len(TARGETS),)]
+        due += [(size, heads), (inputs, heads), (heads,), (len(TARGETS), LEVELS), (1 + told, len(TARGETS))]
         if [row.shape for row in rows] != due:  # what is compiled does not look where it reads
             raise InputError(self.name, "the weights do not fit together", "Fit the model anew")
-        return packed(*(np.ascontiguousarray(row) for row in rows))
+        which = self.covariates.index(SUMMED) if told else 0
+        return packed._make([*(np.ascontiguousarray(row) for row in rows), np.array([which])])
