@@ -133,9 +133,9 @@ def verdict(cases: Mapping[str, Any]) -> list[str]:
     counts += [sum(judge(row, BY_QUANTILES) for row in sharpest) for judge in (is_better, is_worse)]
     return [
         f"Of {len(rows)} figures the best learned model is better than the best naive one in {counts[0]} and worse in "
-        f"{counts[1]}, intervals apart from nought; the others cannot be told. The goal of {GOAL_TEXT} with an interval "
-        f"above nought is reached {reached}. In {sum(bound < GOAL for bound in bounds)} of {len(bounds)} even the line "
-        f"drawn in hindsight stays below {GOAL_TEXT}. By the pinball loss of all three quantiles, not the median's "
+        f"{counts[1]}, intervals apart from nought; the others cannot be told. The goal of {GOAL_TEXT}, interval "
+        f"above nought, is reached {reached}. In {sum(bound < GOAL for bound in bounds)} of {len(bounds)} even the "
+        f"line in hindsight stays below {GOAL_TEXT}. By the pinball loss of all three quantiles, not the median's "
         f"error, the best learned model is better than the naive one with the lowest in {counts[2]} and worse in "
         f"{counts[3]}."
     ]
