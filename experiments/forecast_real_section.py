@@ -12,6 +12,7 @@ from ..forecaster.models import LEARNED, NAIVE
 
 SKILLS, FORECASTS = "figures/forecast-skill.png", "figures/forecast-stretch.png"
 GOAL = 0.10
+GOAL_TEXT = f"{100 * GOAL:.0f} %"
 BY_QUANTILES = "pinball_skill"
 PAPER = {"point_30s": 7.97, "point_60s": 9.7}
 """MAE of the GRU in the forecasting paper, watts."""
@@ -31,7 +32,7 @@ shows where, so the reader takes readings as evenly spaced, says so in a warning
 minute of `w2` lasts half a second longer on average than it seems. This is left as noise. With stamps such slips would
 be no gaps either, as a reading holds for up to 1.5 s."""
 LIMITS = f"""\
-A line through the past saves at most 1 − √(1 − r²) of the error of the mean: {GOAL:.0%} take r = 0.44, and r = 0.1
+A line through the past saves at most 1 − √(1 − r²) of the error of the mean: {GOAL_TEXT} take r = 0.44, and r = 0.1
 saves half a percent. *In hindsight* is the line through the last second and its exponential means (what networks see
 of power) with the lowest absolute error on the judged seconds themselves. It knows the answers, so no model that is
 linear in these can pass it; a network can only by what is not linear, or by covariates. The bound is loose: eight
@@ -46,8 +47,8 @@ DATA = """\
 Is it too little data? Below is the median skill of the learned models on the part that their weights were fitted on,
 over the naive model that is best there, and after the arrow on what they were judged on. Much above nought before the
 arrow and below it after would be noise learnt by heart. Below nought on both sides says that networks did not even fit
-their own part better than a naive model: the validation part, a later stretch of the same series, told them to stop,
-as what held in the one did not hold in the other."""
+their own part better than a naive model: they begin as a mix of recent levels, a later stretch of the same series
+decides when they stop, and what would have taken them away from that mix did not hold there."""
 APART = """\
 These do not compare. The paper's are of its own cluster, whose telemetry is not public, and watts measure how idle and
 how steady a GPU is: the same models err by a fraction of a watt to tens of watts here, and whoever forecasts a GPU that
@@ -132,9 +133,9 @@ def verdict(cases: Mapping[str, Any]) -> list[str]:
     counts += [sum(judge(row, BY_QUANTILES) for row in sharpest) for judge in (is_better, is_worse)]
     return [
         f"Of {len(rows)} figures the best learned model is better than the best naive one in {counts[0]} and worse in "
-        f"{counts[1]}, intervals apart from nought; the others cannot be told. The goal of {GOAL:.0%} with an interval "
-        f"above nought is reached {reached}. In {sum(bound < GOAL for bound in bounds)} of {len(bounds)} even the line "
-        f"drawn in hindsight stays below {GOAL:.0%}. By the pinball loss of all three quantiles, not the median's "
+        f"{counts[1]}, intervals apart from nought; the others cannot be told. The goal of {GOAL_TEXT}, interval "
+        f"above nought, is reached {reached}. In {sum(bound < GOAL for bound in bounds)} of {len(bounds)} even the "
+        f"line in hindsight stays below {GOAL_TEXT}. By the pinball loss of all three quantiles, not the median's "
         f"error, the best learned model is better than the naive one with the lowest in {counts[2]} and worse in "
         f"{counts[3]}."
     ]

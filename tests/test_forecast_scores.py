@@ -289,7 +289,7 @@ def test_the_verdict_counts_what_intervals_allow() -> None:
     (said,) = verdict(cases)
     assert "Of 16 figures" in said and "one in 8 and worse in 4" in said
     assert f"reached on `won` ({', '.join(TARGETS)})." in said
-    assert "In 16 of 16 even the line" in said
+    assert "In 16 of 16 even the line in" in said
     assert "with the lowest in 8 and worse in 0." in said
     cases["won"]["hindsight"]["mean_30s"] = 0.2
     cases["just"]["hindsight"]["mean_30s"] = None
