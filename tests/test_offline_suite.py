@@ -35,8 +35,9 @@ from llmcluster.experiments.suites.offline_models import (
     read_grid,
     simulated_r2_rows,
 )
-from llmcluster.experiments.suites.offline_plot import plot_front
+from llmcluster.experiments.suites.plots import draw
 from llmcluster.experiments.suites.registry import SUITES
+from llmcluster.experiments.suites.suite import SuiteResult
 
 SCORES, GAMMA = (np.array([getattr(m, name) for m in CASE_STUDY]) for name in ("accuracy", "gamma"))
 COUNT = 400
@@ -146,18 +147,14 @@ def test_simulated_models_are_of_the_same_seven() -> None:
         assert all(value > 0.99 for key, value in row.items() if key != "model")
 
 
-def test_the_plot_shows_every_policy(batches: tuple[Batch, Batch], tmp_path: Path) -> None:
-    rows = [
-        {"policy": "offline", "energy kWh": 10.0, "accuracy": 0.6},
-        {"policy": "offline", "energy kWh": 5.0, "accuracy": 0.5},
-        {"policy": "round robin", "energy kWh": 9.0, "accuracy": 0.55},
-    ]
-    first, again = tmp_path / "a.png", tmp_path / "b.png"
-    plot_front(rows, first)
-    plot_front(rows, again)
-    assert first.read_bytes() == again.read_bytes()
-    plot_front(rows[:2], again)
-    assert first.read_bytes() != again.read_bytes()
+def test_the_plot_is_of_the_front(batches: tuple[Batch, Batch], tmp_path: Path) -> None:
+    _, batch = batches
+    outcomes = [Outcome.of(batch, offline(batch, zeta, ANY).served, "offline", zeta) for zeta in (0.0, 1.0)]
+    outcomes += plain(batch, ["7b", "13b", "70b"], GAMMA, np.random.default_rng(0))
+    front = tuple(suite.front_row(one, ["7b", "13b", "70b"]) for one in outcomes)
+    result = SuiteResult("offline-optimal", suite.TITLE, (), {suite.FRONT: front}, plots=(suite.FRONT_PLOT,))
+    draw(result, suite.FRONT_PLOT, tmp_path / "front.png")
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_folder_of_data_is_given_or_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, linprog, milp
+from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
 from ...simulator.errors import InputError
 
@@ -25,6 +26,8 @@ GAP = 5e-4
 LIMIT_S = 50.0
 WHOLE = 1e-6
 """Within this of a whole number, a variable of the linear program counts as one."""
+CORE = 256
+"""Queries that are decided anew when the linear program leaves some divided."""
 
 
 @dataclass(frozen=True)
@@ -106,51 +109,123 @@ def assign(
         InputError: The shares cannot hold, or a class can go nowhere.
     """
     began = time.perf_counter()
-    classes, options = cost.shape
     can = np.isfinite(cost)
     if not can.any(axis=1).all():
         raise InputError("cost", f"class {int((~can.any(axis=1)).argmax())} can go nowhere", "Add an option for it")
-    flat = np.where(can, cost, 0.0).ravel()
-    upper = np.where(can, counts[:, None], 0.0).ravel()
-    variables = np.arange(classes * options).reshape(classes, options)
-    each = _rows(np.ones(cost.shape), variables, cost.size)
-    highest, lowest = np.flatnonzero(np.isfinite(shares.high)), np.flatnonzero(shares.low > 0)
-    use = (np.ones(cost.shape) if weight is None else weight).T
-    limited = np.concatenate([highest, lowest])
-    rows = _rows(np.vstack([use[highest], -use[lowest]]), variables.T[limited], cost.size)
-    ends = np.concatenate([shares.high[highest], -shares.low[lowest]])
-    bounds = np.stack([np.zeros_like(upper), upper], axis=1)
-    limits = {"A_ub": rows, "b_ub": ends} if len(ends) else {}
-    relaxed = linprog(flat, A_eq=each, b_eq=counts, bounds=bounds, method="highs", **limits)
-    if relaxed.x is None:
-        problem = f"no assignment keeps them ({relaxed.message})"
-        raise InputError("shares", problem, "Let the upper ones sum to 1 or more, the lower ones to 1 or less")
-    price = np.zeros(options)
-    if len(ends):
-        marginal = -np.asarray(relaxed.ineqlin.marginals)
-        price[highest] += marginal[: len(highest)]
-        price[lowest] -= marginal[len(highest) :]
-    served = relaxed.x
+    program = _Program(cost, counts, shares, np.ones(cost.shape) if weight is None else weight)
+    served, bound, price = program.relaxed()
     if whole and np.abs(served - np.rint(served)).max() <= WHOLE:
         served = np.rint(served)
     elif whole:
-        served = _whole(flat, upper, LinearConstraint(each, counts, counts), rows, ends, gap)
+        served = _whole(program, served, bound, price, gap)
     seconds = time.perf_counter() - began
-    return Assignment(served.reshape(cost.shape), float(flat @ served), float(relaxed.fun), price, seconds)
+    return Assignment(served, program.value(served), bound, price, seconds)
+
+
+@dataclass(frozen=True)
+class _Program:
+    """The arguments of :func:`assign`, as a program in the variables of all classes and options, class by class."""
+
+    cost: F64
+    counts: F64
+    shares: Shares
+    weight: F64
+
+    def value(self, served: F64) -> float:
+        """Cost of an assignment."""
+        return float((np.where(np.isfinite(self.cost), self.cost, 0.0) * served).sum())
+
+    @cached_property
+    def upper(self) -> F64:
+        """The most of each variable: none where a class cannot go."""
+        return np.where(np.isfinite(self.cost), self.counts[:, None], 0.0).ravel()
+
+    @cached_property
+    def flat(self) -> F64:
+        """Cost of each variable."""
+        return np.where(np.isfinite(self.cost), self.cost, 0.0).ravel()
+
+    @cached_property
+    def each(self) -> sparse.csr_array:
+        """Sums over options, which are to be the counts."""
+        return _rows(np.ones(self.cost.shape), self._variables, self.cost.size)
+
+    @cached_property
+    def limited(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Options with an upper limit and options with a lower one."""
+        return np.flatnonzero(np.isfinite(self.shares.high)), np.flatnonzero(self.shares.low > 0)
+
+    @cached_property
+    def uses(self) -> tuple[sparse.csr_array, F64]:
+        """What is taken of the limited shares and may not exceed the ends, the lower ones with their signs changed."""
+        highest, lowest = self.limited
+        use = self.weight.T
+        values = np.vstack([use[highest], -use[lowest]])
+        rows = _rows(values, self._variables.T[np.concatenate(self.limited)], self.cost.size)
+        return rows, np.concatenate([self.shares.high[highest], -self.shares.low[lowest]])
+
+    @property
+    def _variables(self) -> NDArray[np.int64]:
+        return np.arange(self.cost.size).reshape(self.cost.shape)
+
+    def relaxed(self) -> tuple[F64, float, F64]:
+        """The linear program's assignment, its cost, and the prices of the shares."""
+        rows, ends = self.uses
+        bounds = np.stack([np.zeros_like(self.upper), self.upper], axis=1)
+        limits = {"A_ub": rows, "b_ub": ends} if len(ends) else {}
+        found = linprog(self.flat, A_eq=self.each, b_eq=self.counts, bounds=bounds, method="highs", **limits)
+        if found.x is None:
+            problem = f"no assignment keeps them ({found.message})"
+            raise InputError("shares", problem, "Let the upper ones sum to 1 or more, the lower ones to 1 or less")
+        price = np.zeros(self.cost.shape[1])
+        if len(ends):
+            marginal = -np.asarray(found.ineqlin.marginals)
+            highest, lowest = self.limited
+            price[highest] += marginal[: len(highest)]
+            price[lowest] -= marginal[len(highest) :]
+        return found.x.reshape(self.cost.shape), float(found.fun), price
+
+    def integral(self, gap: float) -> F64 | None:
+        """An assignment of indivisible queries, within the gap if time allows; ``None`` if none is found."""
+        limits = [
+            LinearConstraint(self.each, self.counts, self.counts),
+            LinearConstraint(self.uses[0], -np.inf, self.uses[1]),
+        ]
+        options = {"mip_rel_gap": gap, "time_limit": LIMIT_S}
+        found = milp(
+            self.flat,
+            integrality=np.ones_like(self.flat),
+            bounds=Bounds(0, self.upper),
+            constraints=limits,
+            options=options,
+        )
+        return None if found.x is None else np.rint(found.x).reshape(self.cost.shape)
+
+
+def _whole(program: _Program, relaxed: F64, bound: float, price: F64, gap: float) -> F64:
+    """Indivisible queries: first those are decided anew between whose options the prices hardly choose, the rest stay.
+
+    If that is not within the gap of the bound, all are.
+    """
+    cost, weight, shares = program.cost, program.weight, program.shares
+    two = np.partition(cost + price * weight, 1, axis=1)
+    anew = np.abs(relaxed - np.rint(relaxed)).max(axis=1) > WHOLE
+    anew[np.argsort(two[:, 1] - two[:, 0])[:CORE]] = True
+    served = np.where(anew[:, None], 0.0, np.rint(relaxed))
+    used = (served * weight).sum(axis=0)
+    left = Shares(shares.low - used, shares.high - used)
+    core = _Program(cost[anew], program.counts[anew], left, weight[anew]).integral(gap)
+    if core is not None:
+        served[anew] = core
+        if program.value(served) - bound <= gap * abs(bound):
+            return served
+    found = program.integral(gap)
+    if found is None:
+        raise InputError("shares", "no whole queries keep them", "Leave them some room")
+    return found
 
 
 def _rows(values: F64, variables: NDArray[np.int64], size: int) -> sparse.csr_array:
     """Rows of constraints over so many variables: the values (N, n) at some of them."""
     starts = np.arange(len(values) + 1) * values.shape[1]
     return sparse.csr_array((values.ravel(), variables.ravel(), starts), (len(values), size))
-
-
-def _whole(cost: F64, upper: F64, demand: LinearConstraint, rows: sparse.csr_array, ends: F64, gap: float) -> F64:
-    limits = [demand, LinearConstraint(rows, -np.inf, ends)]
-    options = {"mip_rel_gap": gap, "time_limit": LIMIT_S}
-    found: OptimizeResult = milp(
-        cost, integrality=np.ones_like(cost), bounds=Bounds(0, upper), constraints=limits, options=options
-    )
-    if found.x is None:
-        raise InputError("shares", f"no whole queries keep them ({found.message})", "Leave them some room")
-    return np.asarray(np.rint(found.x))

@@ -27,7 +27,7 @@ from .offline_models import (
     read_grid,
     simulated_r2_rows,
 )
-from .suite import SuiteResult
+from .suite import Plot, SuiteResult
 
 F64 = NDArray[np.float64]
 
@@ -38,6 +38,8 @@ LEAST_OF_GAMMA = 0.25
 """The authors' code asks of each model at least this much of its share γ."""
 TIME_SHARES = np.array([0.05, 0.05, 0.75])
 """Shares of the busy time, of all queries on the largest model, for the hard case of the optimiser."""
+FRONT = "Energy and accuracy"
+FRONT_PLOT = Plot("Accuracy of 10,000 queries by their energy", FRONT, "energy kWh", ("accuracy",), by="policy")
 SCENARIO = "mixed-fleet"
 ONLINE, OTHERS = "offline-optimal", ("least-outstanding", "round-robin", "greedy-energy")
 FIGURES = {
@@ -103,7 +105,7 @@ def run(episodes: int, seed: int, progress: Progress, data: Path | None = None) 
         {
             f"R² of {source}": tuple(table),
             "R² of the simulator, one query at a time, GPUs and CPUs": tuple(simulated),
-            "Energy and accuracy": tuple(_front_row(one, names) for one in (*front, *rivals)),
+            FRONT: tuple(front_row(one, names) for one in (*front, *rivals)),
             "Optimiser": (
                 *(_solver_row(f"queries counted, {i}", s) for i, s in enumerate(solved)),
                 _solver_row("time", timed),
@@ -120,10 +122,12 @@ def run(episodes: int, seed: int, progress: Progress, data: Path | None = None) 
             "than nothing",
             f"in {SCENARIO} every request names its model, so that ζ is 1 there",
         ),
+        (FRONT_PLOT,),
     )
 
 
-def _front_row(one: Outcome, names: Sequence[str]) -> dict[str, str | float]:
+def front_row(one: Outcome, names: Sequence[str]) -> dict[str, str | float]:
+    """What an outcome is in the table, with the share of the queries that each model serves."""
     row: dict[str, str | float] = {
         "policy": one.policy,
         "ζ": "" if np.isnan(one.zeta) else round(one.zeta, 2),
