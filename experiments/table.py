@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +55,15 @@ COLUMNS = (
     Column("peak_power", "peak power", "W", 0),
     Column("energy_cost", "cost", "", 3),
     Column("carbon", "CO₂", "g", 0),
+    Column("quality", "quality", "%", 1),
+    Column("over_rows", "rows over", "s", 1),
+    Column("throttled", "throttled", "slot·s", 0),
+    Column("braked", "braked", "slot·s", 0),
+    Column("trips", "trips", "", 2),
+    Column("sheds", "shed", "servers", 2),
 )
+LAST_OF_ALL = next(column for column in COLUMNS if column.key == "carbon")
+"""The last column that is shown in any case."""
 FIGURES: Mapping[str, Callable[[Episode], float]] = {
     "reward": lambda e: e.reward,
     "goodput": lambda e: e.summary.goodput_tokens_per_s,
@@ -70,6 +78,12 @@ FIGURES: Mapping[str, Callable[[Episode], float]] = {
     "peak_power": lambda e: e.summary.peak_power_w,
     "energy_cost": lambda e: e.summary.energy_cost,
     "carbon": lambda e: e.summary.carbon_g,
+    "quality": lambda e: 100 * e.summary.quality,
+    "over_rows": lambda e: e.summary.over_rows_s,
+    "throttled": lambda e: e.summary.throttled_s,
+    "braked": lambda e: e.summary.braked_s,
+    "trips": lambda e: e.summary.trips,
+    "sheds": lambda e: e.summary.sheds,
 }
 """A figure of one episode, in its column's unit. Latency percentiles are the episode's own; tables show their mean."""
 
@@ -134,6 +148,13 @@ def rows(evaluation: Evaluation, seed: int = 0, reference: str | None = None) ->
     return table
 
 
+def told(table: Sequence[Row]) -> tuple[Column, ...]:
+    """The columns that tell something: where nothing ever tripped, say, nobody needs a column of zeros."""
+    first = COLUMNS.index(LAST_OF_ALL) + 1
+    others = (c for c in COLUMNS[first:] if any(np.nan_to_num(row.values[c.key]).any() for row in table))
+    return (*COLUMNS[:first], *others)
+
+
 def reference_of(evaluation: Evaluation, reference: str | None) -> str:
     """The agent that others are compared with: the one named, or the first."""
     if not evaluation.agents:
@@ -175,9 +196,10 @@ def print_table(evaluation: Evaluation, console: Console, seed: int = 0, referen
     lines = rows(evaluation, seed, reference)
     console.print(Text(caption(evaluation, reference)))
     fitting = max(1, (console.width - AGENT_WIDTH) // FIGURE_WIDTH)
-    each = math.ceil(len(COLUMNS) / math.ceil(len(COLUMNS) / fitting))
-    for first in range(0, len(COLUMNS), each):
-        columns = COLUMNS[first : first + each]
+    shown = told(lines)
+    each = math.ceil(len(shown) / math.ceil(len(shown) / fitting))
+    for first in range(0, len(shown), each):
+        columns = shown[first : first + each]
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("agent", min_width=AGENT_WIDTH - 2)
         for column in columns:
@@ -190,8 +212,8 @@ def print_table(evaluation: Evaluation, console: Console, seed: int = 0, referen
             table.add_row(Text(row.label), *cells, style="bold" if row.best else "")
         console.print(table)
     for agent, reasons in interventions(evaluation).items():
-        told = ", ".join(f"{reason} {np.mean(counts):.1f}" for reason, counts in reasons.items())
-        console.print(Text(f"{agent}: decisions an episode that the safety layer changed: {told}", style="dim"))
+        counted = ", ".join(f"{reason} {np.mean(counts):.1f}" for reason, counts in reasons.items())
+        console.print(Text(f"{agent}: decisions an episode that the safety layer changed: {counted}", style="dim"))
     if any(row.clairvoyant for row in lines):
         console.print(Text(CLAIRVOYANT_NOTE, style="dim"))
 

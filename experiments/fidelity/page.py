@@ -171,7 +171,7 @@ def _words(target: Target) -> str:
 def _measured(results: Iterable[Result]) -> list[str]:
     lines = [
         "| source | what, and with which engine | files | rows | configurations | not compared |",
-        "|---|---|---|---:|---:|---:|",
+        "|---|---|---|---:|---:|---|",
     ]
     for result in results:
         comparison = result.validation.comparison
@@ -180,7 +180,7 @@ def _measured(results: Iterable[Result]) -> list[str]:
         name = result.document.source
         lines.append(
             f"| [{name}](#{name}) | {result.validation.source.title} | {files} | {len(comparison.rows)} "
-            f"| {configurations} | {len(comparison.skipped)} |"
+            f"| {configurations} | {_uncompared(comparison)} |"
         )
     return [*lines, "", "In brackets: how the SHA-256 of the file begins."]
 
@@ -221,6 +221,7 @@ def _source(result: Result) -> list[list[str]]:
             ),
         ],
         _skipped(comparison),
+        [f"- Doubtful, but compared: {what}: {spans(places)}." for what, places in validation.outliers.items()],
         ["Assumed:"],
         [f"- {line}" for line in validation.source.assumed],
     ]
@@ -266,8 +267,17 @@ def _percent(medians: Mapping[str, float], quantity: str) -> str:
     return f"{100 * medians[quantity]:.1f}" if quantity in medians else "–"
 
 
+def _uncompared(comparison: Comparison) -> str:
+    """How many rows are not compared, in full or in part, and why."""
+    return "; ".join(f"{len(some)}: {why.reason}" for why, some in comparison.reasons.items()) or "0"
+
+
 def _skipped(comparison: Comparison) -> list[str]:
-    return [
-        f"Not compared in {', '.join(quantities)}: {spans(places)}."
-        for quantities, places in comparison.skipped_places.items()
-    ]
+    """Which rows are not compared, in what, and why."""
+    lines = []
+    for why, some in comparison.reasons.items():
+        places: dict[tuple[str, ...], list[str]] = {}
+        for one in some:
+            places.setdefault(one.quantities, []).append(one.place)
+        lines += [f"- Not compared in {', '.join(q)}, because {why.reason}: {spans(of)}." for q, of in places.items()]
+    return lines

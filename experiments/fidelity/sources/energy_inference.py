@@ -12,8 +12,10 @@ from ....simulator.catalog import Catalog
 from ....simulator.catalog.energy_inference import BUILTIN, Deployment, load
 from ....simulator.errors import InputError
 from ..csv_rows import Line, read_lines
+from ..errors import Comparison
 from ..figures import flat
-from ..source import Advance, Fitted, Row, Simulated
+from ..skipped import Skipped
+from ..source import Advance, Fitted, Outcome, Row
 
 Floats = NDArray[np.float64]
 
@@ -60,15 +62,15 @@ class EnergyInference:
         """This source with the fitted forms of another file."""
         return EnergyInference(path)
 
-    def read(self, files: Sequence[Path]) -> list[Row]:
+    def read(self, files: Sequence[Path], catalog: Catalog) -> list[Row]:
         """Reads files with the columns of ``grid.csv``."""
         return [_row(line) for path in files for line in read_lines(path, COLUMNS)]
 
-    def simulate(self, rows: Sequence[Row], catalog: Catalog, seed: int, advance: Advance) -> list[Simulated]:
-        """Evaluates the fitted forms; a model that none was fitted to has no figures."""
-        predicted = [_predict(row, self._deployments.get(row.given["deployment"])) for row in rows]
+    def simulate(self, rows: Sequence[Row], catalog: Catalog, seed: int, advance: Advance) -> list[Outcome]:
+        """Evaluates the fitted forms; a model that none was fitted to is skipped."""
+        outcomes = [_predict(row, self._deployments) for row in rows]
         advance(len(rows))
-        return predicted
+        return outcomes
 
     def fit(self, rows: Sequence[Row], catalog: Catalog, rng: np.random.Generator, advance: Advance) -> Fitted:
         """Fits both forms to each model; one whose rows do not determine them is left out."""
@@ -77,11 +79,8 @@ class EnergyInference:
             problem = f"{len(rows)} rows do not determine four coefficients of any model"
             raise InputError(self.name, problem, "Give rows of several input and output lengths")
         deployments = {name: Deployment.model_validate(table) for name, table in tables.items()}
-        predicted = [_predict(row, deployments.get(row.given["deployment"])) for row in rows]
-        residuals = {
-            q: [one[q] / row.measured[q] - 1 if one else float("nan") for row, one in zip(rows, predicted, strict=True)]
-            for q in self.quantities
-        }
+        compared = Comparison.of(rows, [_predict(row, deployments) for row in rows], self.quantities)
+        residuals = {q: errors.tolist() for q, errors in compared.error.items()}
         advance(len(rows))
         return Fitted({"deployments": tables}, _intervals(rows, rng), residuals)
 
@@ -103,9 +102,9 @@ def _row(line: Line) -> Row:
     )
 
 
-def _predict(row: Row, deployment: Deployment | None) -> Simulated:
-    if deployment is None:
-        return {}
+def _predict(row: Row, deployments: Mapping[str, Deployment]) -> Outcome:
+    if (deployment := deployments.get(name := row.given["deployment"])) is None:
+        return Skipped(f"no form is fitted to {name}", "Fit one with `llmcluster calibrate`, for --catalog FILE")
     tokens = (row.given["input"], row.given["output"])
     return {
         "energy": deployment.energy(*tokens),
