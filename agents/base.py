@@ -91,6 +91,10 @@ class View:
         by = self._builder.fleet.cap_max_w if np.isnan(scale) else scale
         return self._slots[:, i].astype(np.float64) * by
 
+    def has_slot(self, name: str) -> bool:
+        """Whether the scenario has a per-slot feature."""
+        return any(feature.name == name for feature in self._builder.slot_features)
+
     def cluster(self, name: str) -> float:
         """A feature of the cluster."""
         i = [f.name for f in self._builder.cluster_features].index(name)

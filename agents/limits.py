@@ -31,15 +31,23 @@ class Limit:
 
 
 def known_limits(task: Task, view: View, ahead_s: int) -> list[Limit]:
-    """The lowest limits of the site and of its rows from now until ``ahead_s``, as far as they have been announced."""
-    leads = [lead for lead in LEAD_TIMES_S if lead <= ahead_s]
-    size, tdp_w = len(task.fleet), task.fleet.cap_max_w
-    limits = [Limit(np.ones(size, bool), min(view.cluster(f"budget_in_{lead}s") for lead in leads))]
+    """The lowest limits from now until ``ahead_s``, as far as they have been announced.
+
+    The site's comes first, then those of rows, and what breakers of rows and racks and the servers' supplies carry.
+    """
+    budget_w = min(view.cluster(f"budget_in_{lead}s") for lead in _leads(ahead_s))
+    everything = Limit(np.ones(len(task.fleet), bool), budget_w)
+    return [everything, *row_limits(task, view, ahead_s), *_ratings(task)]
+
+
+def row_limits(task: Task, view: View, ahead_s: int) -> list[Limit]:
+    """The same of rows alone, in their order, as far as they have one."""
+    tdp_w, limits = task.fleet.cap_max_w, []
     shares = [row.power_limit_share for row in task.scenario.cluster.rows]
     if not any(shares):
-        return limits
+        return []
     row_of, power_w = np.array([slot.row for slot in task.blueprint.slots]), view.slot("power")
-    headroom_w = np.min([view.slot(f"row_headroom_in_{lead}s") for lead in leads], axis=0)
+    headroom_w = np.min([view.slot(f"row_headroom_in_{lead}s") for lead in _leads(ahead_s)], axis=0)
     for row, share in enumerate(shares):
         slots = row_of == row
         if share is None or not slots.any():
@@ -50,6 +58,25 @@ def known_limits(task: Task, view: View, ahead_s: int) -> list[Limit]:
     return limits
 
 
+def _ratings(task: Task) -> list[Limit]:
+    """What never changes."""
+    slots, rows = task.blueprint.slots, task.scenario.cluster.rows
+    racks = [rack for row in rows for rack in row.racks]
+    servers = [server for rack in racks for server in rack.servers for _ in range(server.count)]
+    shares = [("row", i, row.breaker.rating_share) for i, row in enumerate(rows) if row.breaker]
+    shares += [("rack", i, rack.breaker.rating_share) for i, rack in enumerate(racks) if rack.breaker]
+    shares += [("server", i, s.power_limit_share) for i, s in enumerate(servers) if s.power_limit_share is not None]
+    found = []
+    for level, number, share in shares:
+        here = np.array([getattr(slot, level) == number for slot in slots])
+        found.append(Limit(here, share * float(task.fleet.cap_max_w[here].sum())))
+    return found
+
+
+def _leads(ahead_s: int) -> list[int]:
+    return [lead for lead in LEAD_TIMES_S if lead <= ahead_s]
+
+
 def lead_until_next(task: Task) -> int:
     """How far ahead one must look for a limit to hold until the next decision: the first lead not before it."""
     return min(lead for lead in LEAD_TIMES_S if lead >= task.scenario.tick_s)
@@ -57,11 +84,11 @@ def lead_until_next(task: Task) -> int:
 
 def uncappable(task: Task, view: View) -> NDArray[np.bool_]:
     """Slots that nobody can command: those with tenants, and those that have failed (R,)."""
-    tenants, faults = task.scenario.tenants is not None, bool(task.scenario.faults)
-    foreign = np.zeros(len(task.fleet), bool)
-    if tenants:
-        foreign |= view.slot("is_tenant") > 0
-    return foreign | (view.slot("is_failed") > 0) if faults else foreign
+    found = np.zeros(len(task.fleet), bool)
+    for name in ("is_tenant", "is_failed"):
+        if view.has_slot(name):
+            found |= view.slot(name) > 0
+    return found
 
 
 def unheld_w(view: View) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ from ..simulator.units import PS_PER_S, to_ps
 from ..simulator.workload.fitted import FittedLengths
 from ..simulator.workload.table import ANY_MODEL, NO_TIMEOUT, RequestTable
 from .base import Task, View
-from .limits import known_limits
+from .limits import row_limits
 
 POOL = 4096
 """Pairs of lengths drawn once for each stream, among which those of the planned requests are chosen."""
@@ -127,7 +127,7 @@ class Twin:
     def _status(self, view: View) -> NDArray[np.str_]:
         """What each slot does (R,)."""
         names = ["empty", "loading", "serving", "draining", "sleeping"]
-        names += ["failed"] * bool(self.task.scenario.faults) + ["tenant"] * (self.task.scenario.tenants is not None)
+        names += [name for name in ("failed", "tenant") if view.has_slot(f"is_{name}")]
         shown = np.stack([view.slot(f"is_{name}") for name in names])
         found: NDArray[np.str_] = np.array(names)[shown.argmax(axis=0)]
         return found
@@ -150,8 +150,7 @@ class Twin:
     def _warm(self, plant: SimulatedPlant, view: View) -> None:
         """Gives the GPUs their temperatures, shared over the poles as in a steady state."""
         engine = plant.cluster.engine
-        scenario = self.task.scenario
-        if scenario.outside_c is not None or any(row.airflow_m3_per_s for row in scenario.cluster.rows):
+        if view.has_slot("inlet"):
             engine.slots["inlet_c"] = view.slot("inlet") + ZERO_C
         resistance = engine.thermal[engine.slots["deployment"], RESISTANCE]
         rise_k = np.clip(view.slot("temperature") + ZERO_C - engine.slots["inlet_c"], 0.0, None)
@@ -160,17 +159,17 @@ class Twin:
     def _world(self, view: View) -> World:
         """Limits, prices and weather as they have been announced; what has not been stays as it is."""
         scenario, rows = self.task.scenario, len(self.task.scenario.cluster.rows)
-        tdp_w = self.task.fleet.cap_max_w
-        usual = Feeds.of(scenario.cluster, np.arange(rows)[:, None] == self._row, tdp_w)
         limits: list[PowerLimit | None] = [None] * rows
-        for limit in known_limits(self.task, view, LEAD_TIMES_S[-1])[1:]:
+        for limit in row_limits(self.task, view, LEAD_TIMES_S[-1]):
             limits[int(self._row[limit.slots][0])] = PowerLimit(constant(limit.watts))
         outside_c = constant(view.cluster("outside_in_0s") + ZERO_C) if scenario.outside_c is not None else None
-        site = PowerLimit(through(tuple((lead, view.cluster(f"budget_in_{lead}s")) for lead in LEAD_TIMES_S)))
+        budget = PowerLimit(through(tuple((lead, view.cluster(f"budget_in_{lead}s")) for lead in LEAD_TIMES_S)))
+        tdp_w = self.task.fleet.cap_max_w
+        usual = Feeds.of(scenario.cluster, np.arange(rows)[:, None] == self._row, tdp_w)
         return World(
-            budget=site,
+            budget=budget,
+            feeds=replace(usual, rows=tuple(limits), site=budget),
             rows=RowLimits(limits, self._row, tdp_w),
-            feeds=Feeds(tuple(limits), usual.breakers, site),
             airflow=((),) * rows,
             outside_c=outside_c,
             price_per_kwh=_announced(view, "price", scenario.grid.price_per_kwh),

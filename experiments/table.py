@@ -212,8 +212,8 @@ def print_table(evaluation: Evaluation, console: Console, seed: int = 0, referen
             table.add_row(Text(row.label), *cells, style="bold" if row.best else "")
         console.print(table)
     for agent, reasons in interventions(evaluation).items():
-        changed = ", ".join(f"{reason} {np.mean(counts):.1f}" for reason, counts in reasons.items())
-        console.print(Text(f"{agent}: decisions an episode that the safety layer changed: {changed}", style="dim"))
+        counted = ", ".join(f"{reason} {np.mean(counts):.1f}" for reason, counts in reasons.items())
+        console.print(Text(f"{agent}: decisions an episode that the safety layer changed: {counted}", style="dim"))
     if any(row.clairvoyant for row in lines):
         console.print(Text(CLAIRVOYANT_NOTE, style="dim"))
 

@@ -147,6 +147,19 @@ def test_limits_are_those_of_the_site_and_of_its_rows() -> None:
     assert [np.count_nonzero(limit.slots) for limit in rows] == [6, 4]
 
 
+def test_breakers_and_supplies_are_limits_too(tiny: Tiny) -> None:
+    servers = [{"gpu": "H100-80GB", "gpus": 2, "count": 2, "model": "Llama-3.1-8B", "power_limit_share": 0.6}]
+    scenario = tiny(servers)
+    scenario["cluster"]["rows"][0]["racks"][0]["breaker"] = {"rating_share": 0.7}
+    scenario["cluster"]["rows"][0]["breaker"] = {"rating_share": 0.9}
+    env = LLMClusterEnv(scenario)
+    _, row, rack, *supplies = known_limits(Task.of(env), seen(env), 0)
+    tdp_w = float(env.fleet.cap_max_w.sum())
+    assert (row.watts, rack.watts) == pytest.approx((0.9 * tdp_w, 0.7 * tdp_w))
+    assert [limit.watts for limit in supplies] == pytest.approx([0.6 * tdp_w / 2] * 2)
+    assert [limit.slots.tolist() for limit in supplies] == [[True, True, False, False], [False, False, True, True]]
+
+
 def test_a_cut_of_a_row_is_seen() -> None:
     content = load_scenario("oversubscribed-row").model_dump()
     cut = {"kind": "power-feed-failure", "row": 0, "at_s": 60.0, "duration_s": 900.0, "severity": 0.5}
