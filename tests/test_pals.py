@@ -91,7 +91,7 @@ def rows(*seconds: tuple[float, float, float, float, float]) -> Seconds:
 
 def test_seconds_count_to_the_nearest_cap_and_batch() -> None:
     made = PowerTable.of_seconds(
-        rows((100, 4, 4, 80, 90), (108, 5, 5, 120, 110), (190, 15, 15, 300, 180), (200, 0, 0, 0, 60)),
+        rows((100, 4, 4, 80, 90), (108, 5, 5, 120, 110), (190, 15, 12, 300, 180), (200, 0, 0, 0, 60)),
         np.array([100.0, 200.0]),
         np.array([4, 16]),
     )
@@ -307,7 +307,7 @@ def test_it_serves_the_same_with_fewer_joules(tiny: Tiny) -> None:
     mine = play(env, Pals(task), "", seed=1, warmup_s=100).summary
     assert mine.output_tokens == free.output_tokens
     assert mine.slo_attainment > 0.98
-    assert mine.energy_j < 0.75 * free.energy_j
+    assert mine.energy_j < 0.8 * free.energy_j
 
 
 def test_it_holds_a_budget_that_moves(tiny: Tiny) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-HEADROOM = 1.1
+HEADROOM = 1.15
 """Throughput asked of the tables over what is wanted: requests differ, so a mean that just meets its target misses it
 half of the time, and a slot that is just fast enough lets queues grow without end."""
 AVERAGED_S = 10.0
@@ -46,7 +46,7 @@ class Memory:
         feedback: Errors so far.
         traffic: Output tokens per second that arrive, averaged.
         peak: The same, as high as it was lately.
-        demand: The target as it was given, or the traffic.
+        demand: The traffic; or the target as it was given, with its headroom.
         measured: Output tokens per second that are generated, averaged.
         prompts: Prompts per second, by their tokens and averaged: they tell which models the traffic is for.
         deployment: Of each slot when the configuration was chosen (R,).
@@ -137,10 +137,23 @@ class Pals(Heuristic):
         limits = self._limits(view, deployment != NOT_SERVING)
         limit_w = np.array([limit.watts for limit in limits])
         if not np.array_equal(deployment, memory.deployment) or self._is_due(view, memory, target, limit_w):
-            wanted = target * memory.feedback.correction
-            memory.step = allocate(ladders, model, wanted, self._endless, limits, memory.feedback.power_ratio)
+            memory.step = self._choose(ladders, model, target, limits, memory.feedback)
             memory.deployment, memory.target, memory.limit_w = deployment, target, limit_w
         return self._action(view, ladders, memory.step)
+
+    def _choose(
+        self, ladders: list[Ladder | None], model: I64, target: F64, limits: list[Limit], feedback: Feedback
+    ) -> I64:
+        """Steps on the ladders. Where the limits do not leave the headroom to all models, all go without it."""
+        for share in (1.0, 1 / np.sqrt(HEADROOM), 1 / HEADROOM):
+            wanted = share * target * feedback.correction
+            step = allocate(ladders, model, wanted, self._endless, limits, feedback.power_ratio)
+            reached = [
+                0.0 if ladder is None else ladder.tokens_per_s[k] for ladder, k in zip(ladders, step, strict=True)
+            ]
+            if (np.bincount(model, reached, len(target)) >= wanted).all():
+                break
+        return step
 
     def growth(self, view: View) -> float:
         """How many times the traffic of now is to be ready for: once, for it only reacts."""
@@ -175,7 +188,7 @@ class Pals(Heuristic):
         share = memory.prompts / seen if seen > 0 else np.full(models, 1 / models)
         memory.traffic = average(memory.traffic, view.cluster("arrivals") * share * output_tokens)
         memory.peak = np.maximum(memory.traffic, self._fades * memory.peak)
-        memory.demand = np.where(self._endless, self._given, memory.traffic)
+        memory.demand = np.where(self._endless, HEADROOM * self._given, memory.traffic)
         held = _requests(np.array(view.cluster("held_at_gateway")))
         waiting = by_model(_requests(view.slot("waiting"))) + held * share
         backlog = waiting * output_tokens / DRAINED_S
