@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...envs.actions import ClusterAction
 from ...envs.observation import BACKLOG_SCALE
 from ..base import Heuristic, Task, View
-from ..static import all_on, first_fit
+from ..static import ROUNDING, all_on, first_fit
 from .allocation import Ladder, Limit, allocate
 from .feedback import EPSILON, Feedback
 from .profiles import Profiles
@@ -144,16 +144,19 @@ class Pals(Heuristic):
     def _choose(
         self, ladders: list[Ladder | None], model: I64, target: F64, limits: list[Limit], feedback: Feedback
     ) -> I64:
-        """Steps on the ladders. Where the limits do not leave the headroom to all models, all go without it."""
-        for share in (1.0, 1 / np.sqrt(HEADROOM), 1 / HEADROOM):
-            wanted = share * target * feedback.correction
+        """Steps on the ladders. Where a headroom would leave another model short, all go without, if that helps."""
+        bare = target * feedback.correction / HEADROOM
+
+        def tried(wanted: F64) -> tuple[I64, bool]:
             step = allocate(ladders, model, wanted, self._endless, limits, feedback.power_ratio)
-            reached = [
-                0.0 if ladder is None else ladder.tokens_per_s[k] for ladder, k in zip(ladders, step, strict=True)
-            ]
-            if (np.bincount(model, reached, len(target)) >= wanted).all():
-                break
-        return step
+            tokens = [0.0 if one is None else one.tokens_per_s[k] for one, k in zip(ladders, step, strict=True)]
+            return step, bool((np.bincount(model, tokens, len(wanted)) >= bare * (1 - ROUNDING)).all())
+
+        step, enough = tried(bare * HEADROOM)
+        if enough:
+            return step
+        without, enough = tried(bare)
+        return without if enough else step
 
     def growth(self, view: View) -> float:
         """How many times the traffic of now is to be ready for: once, for it only reacts."""
