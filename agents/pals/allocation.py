@@ -13,6 +13,7 @@ from .table import PowerTable
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
+STRAIGHT = 1e-6
 NEARLY = 1.25
 """Where no configuration keeps the time per token, those count that come this near to the least there is."""
 
@@ -59,7 +60,8 @@ def _upper_hull(x: F64, y: F64) -> I64:
             continue
         while len(hull) > 1:
             a, b = hull[-2], hull[-1]
-            if (y[b] - y[a]) * (x[i] - x[b]) > (y[i] - y[b]) * (x[b] - x[a]):
+            # What lies on the line between two others stays: it is a finer step.
+            if (y[b] - y[a]) * (x[i] - x[b]) >= (y[i] - y[b]) * (x[b] - x[a]) * (1 - STRAIGHT):
                 break
             hull.pop()
         hull.append(int(i))

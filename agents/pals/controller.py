@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...envs.actions import ClusterAction
 from ...envs.observation import BACKLOG_SCALE
 from ..base import Heuristic, Task, View
-from ..static import all_on, first_fit
+from ..static import ROUNDING, all_on, first_fit
 from .allocation import Ladder, Limit, allocate
 from .feedback import EPSILON, Feedback
 from .profiles import Profiles
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-HEADROOM = 1.1
+HEADROOM = 1.15
 """Throughput asked of the tables over what is wanted: requests differ, so a mean that just meets its target misses it
 half of the time, and a slot that is just fast enough lets queues grow without end."""
 AVERAGED_S = 10.0
@@ -46,7 +46,7 @@ class Memory:
         feedback: Errors so far.
         traffic: Output tokens per second that arrive, averaged.
         peak: The same, as high as it was lately.
-        demand: The target as it was given, or the traffic.
+        demand: The traffic; or the target as it was given, with its headroom.
         measured: Output tokens per second that are generated, averaged.
         prompts: Prompts per second, by their tokens and averaged: they tell which models the traffic is for.
         deployment: Of each slot when the configuration was chosen (R,).
@@ -137,10 +137,26 @@ class Pals(Heuristic):
         limits = self._limits(view, deployment != NOT_SERVING)
         limit_w = np.array([limit.watts for limit in limits])
         if not np.array_equal(deployment, memory.deployment) or self._is_due(view, memory, target, limit_w):
-            wanted = target * memory.feedback.correction
-            memory.step = allocate(ladders, model, wanted, self._endless, limits, memory.feedback.power_ratio)
+            memory.step = self._choose(ladders, model, target, limits, memory.feedback)
             memory.deployment, memory.target, memory.limit_w = deployment, target, limit_w
         return self._action(view, ladders, memory.step)
+
+    def _choose(
+        self, ladders: list[Ladder | None], model: I64, target: F64, limits: list[Limit], feedback: Feedback
+    ) -> I64:
+        """Steps on the ladders. Where a headroom would leave another model short, all go without, if that helps."""
+        bare = target * feedback.correction / HEADROOM
+
+        def tried(wanted: F64) -> tuple[I64, bool]:
+            step = allocate(ladders, model, wanted, self._endless, limits, feedback.power_ratio)
+            tokens = [0.0 if one is None else one.tokens_per_s[k] for one, k in zip(ladders, step, strict=True)]
+            return step, bool((np.bincount(model, tokens, len(wanted)) >= bare * (1 - ROUNDING)).all())
+
+        step, enough = tried(bare * HEADROOM)
+        if enough:
+            return step
+        without, enough = tried(bare)
+        return without if enough else step
 
     def growth(self, view: View) -> float:
         """How many times the traffic of now is to be ready for: once, for it only reacts."""
@@ -175,7 +191,7 @@ class Pals(Heuristic):
         share = memory.prompts / seen if seen > 0 else np.full(models, 1 / models)
         memory.traffic = average(memory.traffic, view.cluster("arrivals") * share * output_tokens)
         memory.peak = np.maximum(memory.traffic, self._fades * memory.peak)
-        memory.demand = np.where(self._endless, self._given, memory.traffic)
+        memory.demand = np.where(self._endless, HEADROOM * self._given, memory.traffic)
         held = _requests(np.array(view.cluster("held_at_gateway")))
         waiting = by_model(_requests(view.slot("waiting"))) + held * share
         backlog = waiting * output_tokens / DRAINED_S

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 
 from ...simulator.errors import InputError
 
@@ -73,9 +74,7 @@ class PowerTable:
                 raise InputError("table of power and performance", problem, "Record a run at that cap, or leave it out")
             for column in (tokens, power, peak, tpot):
                 column[c] = np.interp(steps, steps[seen], column[c, seen])
-        # What a higher cap does worse is the chance of the requests that it met.
-        rise = np.maximum.accumulate
-        return cls(cap_w, batch, rise(tokens), rise(power), rise(peak), np.minimum.accumulate(tpot))
+        return cls(cap_w, batch, _rising(tokens), _rising(power), _rising(peak), -_rising(-tpot))
 
     def refined(self, cap_w: F64, batch: I64) -> PowerTable:
         """The same at other caps and batches; beyond the outermost these hold."""
@@ -120,3 +119,11 @@ class Seconds:
         """Some of them."""
         columns = (self.cap_w, self.in_flight, self.running, self.tokens, self.power_w)
         return Seconds(*(column[which] for column in columns))
+
+
+def _rising(column: F64) -> F64:
+    """The nearest column (C, B) that never falls with the cap, by least squares.
+
+    What a higher cap does worse is the chance of the requests that it met: isotonic regression shares it out.
+    """
+    return np.stack([isotonic_regression(by_cap).x for by_cap in column.T], axis=1)

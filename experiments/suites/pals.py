@@ -136,9 +136,10 @@ class Trial:
         main = gains[MAIN_LOAD]
         others = ", ".join(f"{gain.mean:.1f} % at {load:.0%}" for load, gain in gains.items() if load != MAIN_LOAD)
         why = (
-            f"At {MAIN_LOAD:.0%} load; {others}. Below full load decoding is bound by memory, so lower clocks cost "
-            f"little time, and fuller batches share each read of the weights. Near full load there is nothing to "
-            f"lower. The best constant was {constant}."
+            f"At {MAIN_LOAD:.0%} load; {others}. Traffic that does not fill the GPUs leaves clocks to lower: decoding "
+            f"waits for memory, not for the clock, and slower requests fill the batch, which shares each read of the "
+            f"weights. A limit of requests in flight alone saves nothing, for the batch fills itself. The best "
+            f"constant action was {constant}; it is tuned to this load, which PALS has to find."
         )
         verdict = _verdict(main, PUBLISHED_GAIN)
         what = f"Tokens per joule over the default cap and static batch, {kind} (section 5.1)"
