@@ -7,7 +7,7 @@ Each section has a file of its own, so that one can be measured anew without the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,41 @@ def simulated_section(scores: Scores) -> str:
     return "\n".join([head, "", markdown(compared), *rmse_table(compared), *coverage_table(compared), *costs])
 
 
+def value_section(scores: Scores) -> str:
+    """What forecasts are worth to a controller.
+
+    Args:
+        scores: ``played``: for each scenario what :func:`~.forecast_value.value` returns.
+    """
+    parts = [
+        "What a controller that sees power alone (`follow-power`: it wakes and parks slots by it) gains by a forecast: "
+        "reward of held-out episodes on the same traffic, after tuning with each forecaster alike on validation "
+        "traffic. The oracle knows the arrivals to come and bounds what any forecaster can bring. "
+        "`python -m llmcluster.experiments.write_forecast_value` measures anew.",
+    ]
+    for played in scores["played"]:
+        parts += [
+            "",
+            f"**{played['scenario']}**, {played['episodes']} episodes",
+            "",
+            f"| forecaster | reward | 95 % | difference to {played['reference']} | 95 % |",
+            "|---|---:|---|---:|---|",
+        ]
+        for name, row in played["results"].items():
+            (mean, *bounds), (gap, *gap_bounds) = row["reward"], row["difference"]
+            differs = [f"{gap:+.1f}", _bounds(gap_bounds, "+.1f")] if name != played["reference"] else ["", ""]
+            parts.append("| " + " | ".join([name, f"{mean:.1f}", _bounds(bounds, ".1f"), *differs]) + " |")
+    return "\n".join([*parts, ""])
+
+
+def _bounds(bounds: Sequence[float], form: str) -> str:
+    return " … ".join(format(bound, form) for bound in bounds)
+
+
 SECTIONS: dict[str, tuple[str, Callable[[Scores], str]]] = {
     "simulated": ("Simulated telemetry", simulated_section),
     "real": ("Real series", real_section),
+    "value": ("What a forecast is worth", value_section),
 }
 """Title and writer of each section, by the name of its file of scores, in the order of the page."""
 

@@ -11,6 +11,7 @@ import pytest
 from llmcluster.experiments.forecast_backtest import folds_of
 from llmcluster.experiments.forecast_compare import compare
 from llmcluster.experiments.forecast_page import DOCS, PAGE, page, read_scores, write_scores
+from llmcluster.experiments.write_forecast_value import write_forecast_value
 from llmcluster.forecaster.telemetry import Telemetry
 
 
@@ -27,6 +28,16 @@ def scores() -> dict[str, Any]:
 
 def test_the_page_is_that_of_the_scores() -> None:
     assert (DOCS / PAGE).read_text(encoding="utf-8") == page(read_scores()), "run experiments.forecast_page"
+
+
+def test_the_worth_of_a_forecast_is_measured_and_told(tmp_path: Path) -> None:
+    scores = write_forecast_value(2, tmp_path, ["small"], "least-outstanding", ["none", "persistence"])
+    page = (tmp_path / PAGE).read_text()
+    results = scores["played"][0]["results"]
+    # It looks at no forecast, so that there is nothing between them.
+    assert results["persistence"]["difference"] == [0.0, 0.0, 0.0]
+    mean = results["none"]["reward"][0]
+    assert f"| none | {mean:.1f} |" in page and "| +0.0 | +0.0 … +0.0 |" in page and "**small**, 2 episodes" in page
 
 
 def test_sections_are_written_apart(tmp_path: Path, scores: dict[str, Any]) -> None:
