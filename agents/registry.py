@@ -12,6 +12,7 @@ from .base import Agent, Task
 from .proactive import FollowPower
 from .scaling import Clairvoyant, FollowLoad, tuned_over
 from .static import LeastOutstanding, Random, RoundRobin, UniformCap
+from .tapas.controller import ForecastTapas, Tapas
 
 AGENTS: dict[str, Callable[[Task], Agent]] = {
     "random": Random,
@@ -21,6 +22,8 @@ AGENTS: dict[str, Callable[[Task], Agent]] = {
     "follow-load": FollowLoad,
     "follow-power": FollowPower,
     "clairvoyant": Clairvoyant,
+    "tapas": Tapas,
+    "tapas-forecast": ForecastTapas,
 }
 """Agents that need nothing but the task. Add your own here, or pass any object with ``predict`` to the evaluator."""
 

@@ -1,0 +1,98 @@
+"""Power shared out: what is left to the slots that can be steered, under all limits that hold for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .outlook import Outlook
+from .reading import F64, Mask
+
+GUARD = 0.02
+"""Share of a limit that is left free: meters are read once a tick."""
+HALVINGS = 20
+"""Of the range of watts, in the search for a level: to less than a milliwatt."""
+
+
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """Slots that share a limit.
+
+    Attributes:
+        members: Which of the steered slots do (R,).
+        allowance_w: What they may draw together, watts.
+    """
+
+    members: Mask
+    allowance_w: float
+
+
+def domains(outlook: Outlook, row: np.ndarray, steered: Mask, *, air: bool) -> list[Domain]:
+    """The rows and the site, less what those draw who cannot be steered.
+
+    Args:
+        outlook: What lies ahead.
+        row: Row of each slot (R,).
+        steered: Slots that can be steered (R,).
+        air: Whether a row's planned airflow counts as a limit too.
+    """
+    found = []
+    limits_w = np.minimum(outlook.row_limit_w, outlook.row_air_w) if air else outlook.row_limit_w
+    for number, limit_w in enumerate(limits_w):
+        if np.isfinite(limit_w):
+            found.append(_domain(outlook, row == number, steered, float(limit_w)))
+    found.append(_domain(outlook, np.ones(len(row), bool), steered, outlook.reading.budget_w))
+    return found
+
+
+def _domain(outlook: Outlook, inside: Mask, steered: Mask, limit_w: float) -> Domain:
+    others_w = float(outlook.need_w[inside & ~steered].sum())
+    return Domain(inside & steered, max(limit_w * (1 - GUARD) - others_w, 0.0))
+
+
+def shared(need_w: F64, low_w: F64, high_w: F64, allowance_w: float) -> F64:
+    """Watts for each slot: as much as all may draw, evenly, and nobody more than it needs while another lacks.
+
+    Args:
+        need_w: What each asks for (n,).
+        low_w: Least that each can be given (n,).
+        high_w: Most that it can (n,).
+        allowance_w: What they may draw together.
+    """
+    high_w = np.maximum(high_w, low_w)
+    if high_w.sum() <= allowance_w:
+        return high_w
+    need_w = np.clip(need_w, low_w, high_w)
+    if need_w.sum() > allowance_w:
+        return _level(lambda level: np.clip(np.minimum(need_w, level), low_w, high_w), float(high_w.max()), allowance_w)
+    return _level(lambda more: np.clip(need_w + more, low_w, high_w), float(high_w.max()), allowance_w)
+
+
+def _level(watts: Callable[[float], F64], top: float, allowance_w: float) -> F64:
+    """The largest of a family of shares, growing with a level from 0 to ``top``, that stays in the allowance."""
+    low, high = 0.0, top
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if watts(middle).sum() <= allowance_w else (low, middle)
+    return watts(low)
+
+
+def within(need_w: F64, low_w: F64, high_w: F64, limits: Sequence[Domain]) -> F64:
+    """Watts for each slot under all limits at once, inner ones first: those of rows, then that of the site (R,)."""
+    given_w = high_w
+    for domain in limits:
+        inside = domain.members
+        given_w = given_w.copy()
+        given_w[inside] = shared(need_w[inside], low_w[inside], given_w[inside], domain.allowance_w)
+    return given_w
+
+
+def are_tight(need_w: F64, limits: Sequence[Domain]) -> Mask:
+    """Slots of which some limit would be passed if all drew what they ask for (R,)."""
+    tight = np.zeros(len(need_w), bool)
+    for domain in limits:
+        if need_w[domain.members].sum() > domain.allowance_w:
+            tight |= domain.members
+    return tight

@@ -1,0 +1,89 @@
+"""TAPAS: thermal- and power-aware scheduling (Stojkovic et al., ASPLOS 2025)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...envs.actions import NOWHERE, ClusterAction
+from ..base import Heuristic, Task, View
+from ..static import targets
+from .allowance import domains, within
+from .history import History, profiled
+from .outlook import Forecaster, Outlook
+from .placement import best_slot
+from .reading import F64
+from .reconfiguration import caps
+from .routing import weights
+
+FORECAST = "point_30s_q0.9"
+"""The forecast that the proactive version acts on: seldom exceeded."""
+
+
+class Tapas(Heuristic):
+    """Places, routes and reconfigures by predicted temperature, power and airflow head-room.
+
+    Every slot serves. In each tick routing moves load from slots that would run hot, or whose row or site is short of
+    power or air, to those with room; what is left over the limits then is capped. Temperatures are predicted by
+    regressions of telemetry: see ``regression.py``.
+
+    Args:
+        task: What may be known beforehand.
+        history: Telemetry of earlier runs; by default that of a profiling run.
+    """
+
+    def __init__(self, task: Task, history: History | None = None) -> None:
+        super().__init__(task)
+        self.forecaster = Forecaster(task, profiled(task) if history is None else history)
+        self._lifecycle = targets(task, np.ones(len(task.fleet), bool))
+        self._idle_w = np.array([task.blueprint.deployments[d].power.idle_w for d in task.blueprint.initial])
+        self._weights: dict[int, F64] = {}
+
+    def forget(self, row: int) -> None:
+        """Forgets the last episode of one row of a batch."""
+        self.forecaster.forget(row)
+        self._weights.pop(row, None)
+
+    def expected_w(self, view: View) -> F64 | None:
+        """Power that each slot is expected to draw, watts (R,); by default what it drew last and a reserve."""
+        return None
+
+    def decide(self, view: View) -> ClusterAction:
+        """Weights, caps and a place; see :class:`Heuristic`."""
+        outlook = self.forecaster.look(view, self.expected_w(view))
+        now, row = outlook.reading, self.forecaster.row
+        steered = now.serving
+        soft = domains(outlook, row, steered, air=True)
+        hard = domains(outlook, row, steered, air=False)
+        tdp_w = self.task.fleet.cap_max_w
+        even_w = np.full(len(row), float(now.power_w[steered].mean()) if steered.any() else 0.0)
+        room_w = within(even_w, np.zeros(len(row)), np.minimum(outlook.thermal_w, tdp_w).clip(min=0), soft)
+        last = self._weights.get(view.row, np.ones(len(row)))
+        weight = weights(outlook.need_w, room_w, self._idle_w, steered, last)
+        self._weights[view.row] = weight
+        return ClusterAction(
+            router="least-outstanding",
+            route_weight=weight,
+            cap_w=caps(self.task, outlook.need_w, outlook.thermal_w, hard, steered),
+            lifecycle=self._lifecycle,
+            place=self._place(view, outlook),
+        )
+
+    def _place(self, view: View, outlook: Outlook) -> int:
+        """The slot for what waits for one, if anything does and there is one."""
+        task, free = self.task, outlook.reading.free
+        pending = [view.cluster(f"pending_model_{name}") > 0 for name in task.fleet.models]
+        tenant = task.scenario.tenants is not None and view.cluster("pending_tenant") > 0
+        if any(pending):
+            free = free & task.fleet.fits[:, pending.index(True)]
+        if not (any(pending) or tenant) or not free.any():
+            return NOWHERE
+        return best_slot(self.forecaster, outlook, np.flatnonzero(free), tenant=tenant)
+
+
+class ForecastTapas(Tapas):
+    """The same, by the upper quantile of the power that is forecast in place of the last reading and a reserve."""
+
+    def expected_w(self, view: View) -> F64 | None:
+        """The forecast; none before its first reading, or where the scenario has no forecaster."""
+        forecast_w = view.forecast_w(FORECAST)[:-1]
+        return forecast_w if forecast_w.any() else None

@@ -1,0 +1,169 @@
+"""What lies ahead of every slot: expected power and heat, and what row, site and air leave it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...simulator.facility import AIR_J_PER_M3_K
+from ..base import Task, View
+from .history import History
+from .reading import F64, Reading
+from .regression import DieRegression, InletRegression
+
+AHEAD_S = 60
+"""How far inlets are looked ahead: about what they need to follow a change of the load."""
+RISE = 0.95
+"""Quantile of the rises of power from tick to tick that is kept in reserve."""
+PEAK = 0.9
+"""Quantile of power that counts as a machine's peak."""
+LIMIT_BLUR = 0.08
+"""Meters of a row and of its slots differ by less: a limit that seems so near to the planned one is the planned one."""
+SATURATED = 0.93
+"""Share of its cap from which on a slot would take more."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outlook:
+    """One tick's predictions for R slots.
+
+    Attributes:
+        reading: What was read.
+        need_w: Power that each slot will ask for, with a reserve, watts (R,).
+        mean_w: Smoothed power, watts (R,).
+        inlet_c: Inlet temperature a minute ahead, °C (R,); ``nan`` where it is not metered.
+        outside_c: Outside temperature ahead, °C; ``nan`` where it is not metered.
+        thermal_w: Power that a slot can hold at that inlet without throttling, watts (R,).
+        row_limit_w: Power limit of each row, watts; endless where it has none.
+        row_air_w: Heat that each row's planned airflow carries off, watts; endless where none is planned.
+        emergency: Whether inlets are much warmer than load and weather explain.
+    """
+
+    reading: Reading
+    need_w: F64
+    mean_w: F64
+    inlet_c: F64
+    outside_c: float
+    thermal_w: F64
+    row_limit_w: F64
+    row_air_w: F64
+    emergency: bool
+
+
+class Memory:
+    """What is kept of an episode: means of power and how far inlets were off."""
+
+    def __init__(self, reading: Reading) -> None:
+        self.air_w = self.die_w = reading.power_w
+        self.off_k: list[F64] = []
+
+
+class Forecaster:
+    """Looks ahead with what the history taught.
+
+    Args:
+        task: What may be known beforehand.
+        history: Telemetry of earlier runs.
+
+    Attributes:
+        inlets: Regression of inlets, where they are metered.
+        dies: Regression of dies.
+        tenant_share: Peak of a foreign machine as a share of the slot's TDP; 1 if the history knows none.
+        serving_share: Peak of a slot that serves.
+        limit_c: Die temperature that no slot should pass (R,).
+    """
+
+    def __init__(self, task: Task, history: History) -> None:
+        self.task = task
+        self.inlets = InletRegression.fitted(task, history)
+        self.dies = DieRegression.fitted(task, history)
+        self.row = np.array([slot.row for slot in task.blueprint.slots])
+        tdp_w, rows = task.fleet.cap_max_w, range(self.row.max() + 1)
+        self._row_tdp_w = np.array([tdp_w[self.row == i].sum() for i in rows])
+        specs = task.scenario.cluster.rows
+        self._planned_w = self._row_tdp_w * [s.power_limit_share or np.inf for s in specs]
+        warms_j_per_m3 = task.scenario.cluster.air.server_rise_k * AIR_J_PER_M3_K
+        self._row_air_w = warms_j_per_m3 * np.array([s.airflow_m3_per_s or np.inf for s in specs])
+        self.tenant_share = _peak(history.power_w / tdp_w, history.tenant)
+        self.serving_share = _peak(history.power_w / tdp_w, history.serving)
+        self._tenant_rise_w = self._rise_w(history, history.tenant)
+        self._serving_rise_w = self._rise_w(history, history.serving)
+        spread_k = self.dies.spread_k + (self.inlets.spread_k if self.inlets else 0.0)
+        throttle_c = [task.blueprint.deployments[d].power.throttle_c for d in task.blueprint.initial]
+        self.limit_c = np.array(throttle_c) - spread_k
+        self._memories: dict[int, Memory] = {}
+
+    def _rise_w(self, history: History, who: np.ndarray) -> float:
+        """What the slots of a row that are ``who`` draw more than a tick before, seldom exceeded."""
+        same = who[1:] & who[:-1] & ~history.first[1:, None]
+        grown_w = np.where(same, np.diff(history.power_w, axis=0), 0.0)
+        rows = self.row == np.arange(self.row.max() + 1)[:, None]
+        rises_w = (grown_w @ rows.T)[(same @ rows.T) > 0]
+        return float(np.quantile(rises_w, RISE).clip(min=0)) if len(rises_w) else 0.0
+
+    def forget(self, row: int) -> None:
+        """Forgets the episode in this row of a batch."""
+        self._memories.pop(row, None)
+
+    def look(self, view: View, power_w: F64 | None = None) -> Outlook:
+        """Reads and predicts.
+
+        Args:
+            view: The observation.
+            power_w: Power that each slot is expected to draw, watts (R,); by default what it drew last and a reserve.
+        """
+        task, now = self.task, Reading.of(self.task, view)
+        memory = self._memories.setdefault(view.row, Memory(now))
+        tick_s = task.scenario.tick_s
+        memory.die_w = _closer(memory.die_w, now.power_w, tick_s / self.dies.tau_s)
+        inlet_c, emergency = now.inlet_c, False
+        outside_c = float(now.outside_c.max()) if len(now.outside_c) else np.nan
+        if self.inlets is not None:
+            memory.air_w = _closer(memory.air_w, now.power_w, tick_s / self.inlets.tau_s)
+            outside_now = now.outside_c[:1] if len(now.outside_c) else np.full(1, np.nan)
+            explained_c = self.inlets.predict(memory.air_w[None], outside_now)[0]
+            settled_c = self.inlets.predict(memory.air_w[None], np.full(1, outside_c))[0]
+            off_k = now.inlet_c - explained_c
+            memory.off_k = [*memory.off_k[-(AHEAD_S // tick_s) :], off_k]
+            worse_k = (off_k - memory.off_k[0]).clip(min=0)
+            inlet_c = now.inlet_c + (settled_c - explained_c).clip(min=0) + worse_k
+            emergency = bool((off_k > 3 * self.inlets.spread_k + 1).any())
+        row_power_w = np.bincount(self.row, weights=now.power_w)
+        limit_w = np.full(len(self._planned_w), np.inf)
+        for i in np.flatnonzero(np.isfinite(self._planned_w)):
+            seen_w = row_power_w[i] + now.row_room_w[self.row == i][0]
+            near = abs(seen_w - self._planned_w[i]) < LIMIT_BLUR * self._planned_w[i]
+            limit_w[i] = self._planned_w[i] if near else seen_w
+        return Outlook(
+            reading=now,
+            need_w=self._need_w(now, power_w),
+            mean_w=memory.die_w,
+            inlet_c=inlet_c,
+            outside_c=outside_c,
+            thermal_w=self.dies.highest_w(inlet_c, self.limit_c),
+            row_limit_w=limit_w,
+            row_air_w=self._row_air_w,
+            emergency=emergency,
+        )
+
+    def _need_w(self, now: Reading, power_w: F64 | None) -> F64:
+        """What slots will ask for: a slot at its cap asks for its TDP, a reserve is shared by the slots of a row."""
+        held = np.array([now.tenant[self.row == i].sum() for i in range(self.row.max() + 1)])[self.row]
+        serving = np.array([now.serving[self.row == i].sum() for i in range(self.row.max() + 1)])[self.row]
+        tdp_w = self.task.fleet.cap_max_w
+        expected_w = now.power_w if power_w is None else power_w
+        rise_w = np.where(now.tenant, self._tenant_rise_w / np.maximum(held, 1), 0.0)
+        if power_w is None:
+            rise_w += np.where(now.serving, self._serving_rise_w / np.maximum(serving, 1), 0.0)
+        saturated = now.serving & (now.power_w > SATURATED * now.cap_w)
+        need_w: F64 = np.where(saturated, tdp_w, np.minimum(expected_w + rise_w, tdp_w))
+        return need_w
+
+
+def _closer(mean: F64, value: F64, steps: float) -> F64:
+    return value + (mean - value) * float(np.exp(-steps))
+
+
+def _peak(shares: F64, who: np.ndarray) -> float:
+    return float(np.quantile(shares[who], PEAK)) if who.any() else 1.0
