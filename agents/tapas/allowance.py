@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..base import Task
+from ..static import ROUNDING
 from .outlook import Outlook
 from .reading import F64, Mask
 
@@ -29,27 +31,24 @@ class Domain:
     allowance_w: float
 
 
-def domains(outlook: Outlook, row: np.ndarray, steered: Mask, *, air: bool) -> list[Domain]:
-    """The rows and the site, less what those draw who cannot be steered.
+def domains(task: Task, outlook: Outlook, steered: Mask, *, air: bool) -> list[Domain]:
+    """The rows and the site, less what those draw who cannot be steered; limits that the TDPs keep are left out.
 
     Args:
+        task: What may be known beforehand.
         outlook: What lies ahead.
-        row: Row of each slot (R,).
         steered: Slots that can be steered (R,).
         air: Whether a row's planned airflow counts as a limit too.
     """
-    found = []
+    row = np.array([slot.row for slot in task.blueprint.slots])
     limits_w = np.minimum(outlook.row_limit_w, outlook.row_air_w) if air else outlook.row_limit_w
-    for number, limit_w in enumerate(limits_w):
-        if np.isfinite(limit_w):
-            found.append(_domain(outlook, row == number, steered, float(limit_w)))
-    found.append(_domain(outlook, np.ones(len(row), bool), steered, outlook.reading.budget_w))
+    places = [(row == number, float(limit_w)) for number, limit_w in enumerate(limits_w)]
+    found = []
+    for inside, limit_w in [*places, (np.ones(len(row), bool), outlook.reading.budget_w)]:
+        if limit_w < task.fleet.cap_max_w[inside].sum() * (1 - ROUNDING):
+            others_w = float(outlook.need_w[inside & ~steered].sum())
+            found.append(Domain(inside & steered, max(limit_w * (1 - GUARD) - others_w, 0.0)))
     return found
-
-
-def _domain(outlook: Outlook, inside: Mask, steered: Mask, limit_w: float) -> Domain:
-    others_w = float(outlook.need_w[inside & ~steered].sum())
-    return Domain(inside & steered, max(limit_w * (1 - GUARD) - others_w, 0.0))
 
 
 def shared(need_w: F64, low_w: F64, high_w: F64, allowance_w: float) -> F64:

@@ -50,14 +50,14 @@ class Tapas(Heuristic):
     def decide(self, view: View) -> ClusterAction:
         """Weights, caps and a place; see :class:`Heuristic`."""
         outlook = self.forecaster.look(view, self.expected_w(view))
-        now, row = outlook.reading, self.forecaster.row
+        now, size = outlook.reading, len(self.task.fleet)
         steered = now.serving
-        soft = domains(outlook, row, steered, air=True)
-        hard = domains(outlook, row, steered, air=False)
+        soft = domains(self.task, outlook, steered, air=True)
+        hard = domains(self.task, outlook, steered, air=False)
         tdp_w = self.task.fleet.cap_max_w
-        even_w = np.full(len(row), float(now.power_w[steered].mean()) if steered.any() else 0.0)
-        room_w = within(even_w, np.zeros(len(row)), np.minimum(outlook.thermal_w, tdp_w).clip(min=0), soft)
-        last = self._weights.get(view.row, np.ones(len(row)))
+        even_w = np.full(size, float(now.power_w[steered].mean()) if steered.any() else 0.0)
+        room_w = within(even_w, np.zeros(size), np.minimum(outlook.thermal_w, tdp_w).clip(min=0), soft)
+        last = self._weights.get(view.row, np.ones(size))
         weight = weights(outlook.need_w, room_w, self._idle_w, steered, last)
         self._weights[view.row] = weight
         return ClusterAction(

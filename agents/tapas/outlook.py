@@ -14,6 +14,8 @@ from .regression import DieRegression, InletRegression
 
 AHEAD_S = 60
 """How far inlets are looked ahead: about what they need to follow a change of the load."""
+FORGIVES_S = 180.0
+"""Time constant with which a failure of the cooling is taken to be over."""
 RISE = 0.95
 """Quantile of the rises of power from tick to tick that is kept in reserve."""
 PEAK = 0.9
@@ -52,11 +54,35 @@ class Outlook:
 
 
 class Memory:
-    """What is kept of an episode: means of power and how far inlets were off."""
+    """What is kept of an episode: means of power, and by how much inlets were warmer than the regression explains."""
 
     def __init__(self, reading: Reading) -> None:
         self.air_w = self.die_w = reading.power_w
-        self.off_k: list[F64] = []
+        self._off_k: list[F64] = []
+        self._inlet_c: F64 | None = None
+        self._row_w: list[F64] = []
+        self._gain = np.zeros(len(reading.power_w))
+
+    def gain(self, inlet_c: F64, off_k: F64, row_w: F64, inlets: InletRegression, tick_s: int) -> F64:
+        """Kelvins that inlets will rise beyond what is explained, per watt of a mean slot of their row (R,).
+
+        Cooling that fails is not announced: one sees inlets that load and weather do not explain. What they will come
+        to follows from their last minute, as they settle with the time constant of the air, and is taken to be in
+        proportion to the heat of the row. A gain once seen is given up slowly, lest load come back in waves; a sensor
+        that still shows the same tells nothing new.
+        """
+        ticks = max(1, AHEAD_S // tick_s)
+        fresh = np.ones(len(off_k), bool) if self._inlet_c is None else inlet_c != self._inlet_c
+        self._inlet_c = inlet_c
+        self._off_k = [*self._off_k[-ticks:], off_k]
+        self._row_w = [*self._row_w[1 - 2 * ticks :], row_w]
+        stays = float(np.exp(-AHEAD_S / inlets.tau_s))
+        settles_k = np.maximum(off_k, (off_k - stays * self._off_k[0]) / (1 - stays))
+        strange = fresh & (off_k > 3 * inlets.spread_k + 1)
+        seen = np.where(strange, settles_k / np.maximum(np.mean(self._row_w, axis=0), 1.0), 0.0)
+        self._gain = np.maximum(seen, self._gain * np.exp(-tick_s / FORGIVES_S))
+        self._gain[self._gain * self._row_w[-1] < inlets.spread_k] = 0.0
+        return self._gain
 
 
 class Forecaster:
@@ -117,34 +143,36 @@ class Forecaster:
         memory = self._memories.setdefault(view.row, Memory(now))
         tick_s = task.scenario.tick_s
         memory.die_w = _closer(memory.die_w, now.power_w, tick_s / self.dies.tau_s)
-        inlet_c, emergency = now.inlet_c, False
+        inlet_c = explained_c = now.inlet_c
+        gain = np.zeros(len(self.row))
         outside_c = float(now.outside_c.max()) if len(now.outside_c) else np.nan
         if self.inlets is not None:
             memory.air_w = _closer(memory.air_w, now.power_w, tick_s / self.inlets.tau_s)
             outside_now = now.outside_c[:1] if len(now.outside_c) else np.full(1, np.nan)
             explained_c = self.inlets.predict(memory.air_w[None], outside_now)[0]
             settled_c = self.inlets.predict(memory.air_w[None], np.full(1, outside_c))[0]
-            off_k = now.inlet_c - explained_c
-            memory.off_k = [*memory.off_k[-(AHEAD_S // tick_s) :], off_k]
-            worse_k = (off_k - memory.off_k[0]).clip(min=0)
-            inlet_c = now.inlet_c + (settled_c - explained_c).clip(min=0) + worse_k
-            emergency = bool((off_k > 3 * self.inlets.spread_k + 1).any())
+            row_w = (np.bincount(self.row, now.power_w) / np.bincount(self.row))[self.row]
+            inlet_c = now.inlet_c + (settled_c - explained_c).clip(min=0)
+            gain = memory.gain(now.inlet_c, now.inlet_c - explained_c, row_w, self.inlets, tick_s)
         row_power_w = np.bincount(self.row, weights=now.power_w)
         limit_w = np.full(len(self._planned_w), np.inf)
         for i in np.flatnonzero(np.isfinite(self._planned_w)):
             seen_w = row_power_w[i] + now.row_room_w[self.row == i][0]
             near = abs(seen_w - self._planned_w[i]) < LIMIT_BLUR * self._planned_w[i]
             limit_w[i] = self._planned_w[i] if near else seen_w
+        thermal_w = self.dies.highest_w(inlet_c, self.limit_c)
+        if gain.any():
+            thermal_w = np.minimum(thermal_w, self.dies.highest_w(explained_c, self.limit_c, gain))
         return Outlook(
             reading=now,
             need_w=self._need_w(now, power_w),
             mean_w=memory.die_w,
             inlet_c=inlet_c,
             outside_c=outside_c,
-            thermal_w=self.dies.highest_w(inlet_c, self.limit_c),
+            thermal_w=thermal_w,
             row_limit_w=limit_w,
             row_air_w=self._row_air_w,
-            emergency=emergency,
+            emergency=bool(gain.any()),
         )
 
     def _need_w(self, now: Reading, power_w: F64 | None) -> F64:

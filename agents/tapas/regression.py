@@ -11,7 +11,7 @@ from ..base import Task
 from .history import History
 from .reading import F64, Mask
 
-BLUR = 0.5
+BLUR = 1.0
 """A spread of a column, in kelvin or watts, that tells nothing yet: what the history does not show stays at its prior."""
 KNOTS = (1 / 3, 2 / 3)
 """Quantiles at which a line may bend: three regimes, as the paper finds them of inlets over outside temperature."""
@@ -190,7 +190,13 @@ class DieRegression:
         """
         return self.intercept_c + self.per_k * np.nan_to_num(inlet_c) + self.per_w * power_w + self.per_mean_w * mean_w
 
-    def highest_w(self, inlet_c: F64, limit_c: F64) -> F64:
-        """Power that a slot can hold without ever passing ``limit_c``, watts (R,)."""
-        slope = np.maximum(self.per_w + self.per_mean_w, 1e-9)
+    def highest_w(self, inlet_c: F64, limit_c: F64, gain: F64 | float = 0.0) -> F64:
+        """Power that a slot can hold without ever passing ``limit_c``, watts (R,).
+
+        Args:
+            inlet_c: Inlet temperature, °C (R,).
+            limit_c: Die temperature (R,).
+            gain: By how much the inlet rises with that power, K/W (R,).
+        """
+        slope = np.maximum(self.per_w + self.per_mean_w + self.per_k * gain, 1e-9)
         return (limit_c - self.intercept_c - self.per_k * np.nan_to_num(inlet_c)) / slope
