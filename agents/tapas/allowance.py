@@ -12,8 +12,8 @@ from ..static import ROUNDING
 from .outlook import Outlook
 from .reading import F64, Mask
 
-GUARD = 0.02
-"""Share of a limit that is left free: meters are read once a tick."""
+CAPPED, ROUTED = 0.98, 0.9
+"""Share of a limit that caps hold, for meters are read once a tick, and at which routing sets in before them."""
 HALVINGS = 20
 """Of the range of watts, in the search for a level: to less than a milliwatt."""
 
@@ -31,13 +31,14 @@ class Domain:
     allowance_w: float
 
 
-def domains(task: Task, outlook: Outlook, steered: Mask, *, air: bool) -> list[Domain]:
+def domains(task: Task, outlook: Outlook, steered: Mask, share: float, *, air: bool) -> list[Domain]:
     """The rows and the site, less what those draw who cannot be steered; limits that the TDPs keep are left out.
 
     Args:
         task: What may be known beforehand.
         outlook: What lies ahead.
         steered: Slots that can be steered (R,).
+        share: Share of each limit that may be used.
         air: Whether a row's planned airflow counts as a limit too.
     """
     row = np.array([slot.row for slot in task.blueprint.slots])
@@ -47,7 +48,7 @@ def domains(task: Task, outlook: Outlook, steered: Mask, *, air: bool) -> list[D
     for inside, limit_w in [*places, (np.ones(len(row), bool), outlook.reading.budget_w)]:
         if limit_w < task.fleet.cap_max_w[inside].sum() * (1 - ROUNDING):
             others_w = float(outlook.need_w[inside & ~steered].sum())
-            found.append(Domain(inside & steered, max(limit_w * (1 - GUARD) - others_w, 0.0)))
+            found.append(Domain(inside & steered, max(limit_w * share - others_w, 0.0)))
     return found
 
 

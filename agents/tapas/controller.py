@@ -7,7 +7,7 @@ import numpy as np
 from ...envs.actions import NOWHERE, ClusterAction
 from ..base import Heuristic, Task, View
 from ..static import targets
-from .allowance import domains, within
+from .allowance import CAPPED, ROUTED, domains, within
 from .history import History, profiled
 from .outlook import Forecaster, Outlook
 from .placement import best_slot
@@ -52,11 +52,11 @@ class Tapas(Heuristic):
         outlook = self.forecaster.look(view, self.expected_w(view))
         now, size = outlook.reading, len(self.task.fleet)
         steered = now.serving
-        soft = domains(self.task, outlook, steered, air=True)
-        hard = domains(self.task, outlook, steered, air=False)
+        soft = domains(self.task, outlook, steered, ROUTED, air=True)
+        hard = domains(self.task, outlook, steered, CAPPED, air=False)
         tdp_w = self.task.fleet.cap_max_w
         even_w = np.full(size, float(now.power_w[steered].mean()) if steered.any() else 0.0)
-        room_w = within(even_w, np.zeros(size), np.minimum(outlook.thermal_w, tdp_w).clip(min=0), soft)
+        room_w = within(even_w, np.zeros(size), np.minimum(ROUTED * outlook.thermal_w, tdp_w).clip(min=0), soft)
         last = self._weights.get(view.row, np.ones(size))
         weight = weights(outlook.need_w, room_w, self._idle_w, steered, last)
         self._weights[view.row] = weight

@@ -25,7 +25,7 @@ def caps(task: Task, need_w: F64, thermal_w: F64, limits: Sequence[Domain], stee
         steered: Slots that can be capped (R,).
     """
     low_w, high_w = task.fleet.cap_min_w, task.fleet.cap_max_w
-    ceiling_w = np.clip(thermal_w, low_w, high_w)
+    ceiling_w = np.where(need_w > thermal_w, np.clip(thermal_w, low_w, high_w), high_w)
     tight = are_tight(np.minimum(need_w, ceiling_w), limits)
     binding = [d for d in limits if (d.members & tight).any()]
     wanted_w = within(need_w, low_w, ceiling_w, binding)
