@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from ..static import ROUNDING
 from .outlook import Outlook
 from .reading import F64, Mask
 
-CAPPED, ROUTED = 0.98, 0.9
+CAPPED, ROUTED = 0.98, 0.95
 """Share of a limit that caps hold, for meters are read once a tick, and at which routing sets in before them."""
 HALVINGS = 20
 """Of the range of watts, in the search for a level: to less than a milliwatt."""
@@ -53,7 +53,9 @@ def domains(task: Task, outlook: Outlook, steered: Mask, share: float, *, air: b
 
 
 def shared(need_w: F64, low_w: F64, high_w: F64, allowance_w: float) -> F64:
-    """Watts for each slot: as much as all may draw, evenly, and nobody more than it needs while another lacks.
+    """Watts that each slot may draw, the same for all but for their ends, so that together they ask for the allowance.
+
+    A slot that asks for less than the others keeps what it does not need for its bursts: they seldom come together.
 
     Args:
         need_w: What each asks for (n,).
@@ -62,21 +64,14 @@ def shared(need_w: F64, low_w: F64, high_w: F64, allowance_w: float) -> F64:
         allowance_w: What they may draw together.
     """
     high_w = np.maximum(high_w, low_w)
-    if high_w.sum() <= allowance_w:
+    low, high = 0.0, float(high_w.max(initial=0.0))
+    if np.minimum(need_w, high_w).sum() <= allowance_w:
         return high_w
-    need_w = np.clip(need_w, low_w, high_w)
-    if need_w.sum() > allowance_w:
-        return _level(lambda level: np.clip(np.minimum(need_w, level), low_w, high_w), float(high_w.max()), allowance_w)
-    return _level(lambda more: np.clip(need_w + more, low_w, high_w), float(high_w.max()), allowance_w)
-
-
-def _level(watts: Callable[[float], F64], top: float, allowance_w: float) -> F64:
-    """The largest of a family of shares, growing with a level from 0 to ``top``, that stays in the allowance."""
-    low, high = 0.0, top
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if watts(middle).sum() <= allowance_w else (low, middle)
-    return watts(low)
+        fits = np.minimum(need_w, np.clip(middle, low_w, high_w)).sum() <= allowance_w
+        low, high = (middle, high) if fits else (low, middle)
+    return np.clip(low, low_w, high_w)
 
 
 def within(need_w: F64, low_w: F64, high_w: F64, limits: Sequence[Domain]) -> F64:
@@ -87,12 +82,3 @@ def within(need_w: F64, low_w: F64, high_w: F64, limits: Sequence[Domain]) -> F6
         given_w = given_w.copy()
         given_w[inside] = shared(need_w[inside], low_w[inside], given_w[inside], domain.allowance_w)
     return given_w
-
-
-def are_tight(need_w: F64, limits: Sequence[Domain]) -> Mask:
-    """Slots of which some limit would be passed if all drew what they ask for (R,)."""
-    tight = np.zeros(len(need_w), bool)
-    for domain in limits:
-        if need_w[domain.members].sum() > domain.allowance_w:
-            tight |= domain.members
-    return tight

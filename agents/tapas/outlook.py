@@ -16,7 +16,7 @@ AHEAD_S = 60
 """How far inlets are looked ahead: about what they need to follow a change of the load."""
 FORGIVES_S = 180.0
 """Time constant with which a failure of the cooling is taken to be over."""
-RISE = 0.95
+RISE = 0.9
 """Quantile of the rises of power from tick to tick that is kept in reserve."""
 PEAK = 0.9
 """Quantile of power that counts as a machine's peak."""
@@ -97,6 +97,7 @@ class Forecaster:
         dies: Regression of dies.
         tenant_share: Peak of a foreign machine as a share of the slot's TDP; 1 if the history knows none.
         serving_share: Peak of a slot that serves.
+        hottest_c: Highest outside temperature that the history knows, °C; ``nan`` where it is not metered.
         limit_c: Die temperature that no slot should pass (R,).
     """
 
@@ -118,6 +119,7 @@ class Forecaster:
         spread_k = self.dies.spread_k + (self.inlets.spread_k if self.inlets else 0.0)
         throttle_c = [task.blueprint.deployments[d].power.throttle_c for d in task.blueprint.initial]
         self.limit_c = np.array(throttle_c) - spread_k
+        self.hottest_c = float(np.max(history.outside_c))
         self._memories: dict[int, Memory] = {}
 
     def _rise_w(self, history: History, who: np.ndarray) -> float:

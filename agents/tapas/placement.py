@@ -34,25 +34,25 @@ def best_slot(forecaster: Forecaster, outlook: Outlook, candidates: np.ndarray, 
         after_w = expected_w.copy()
         after_w[slot] = share * tdp_w[slot]
         here = row == row[slot]
-        worst = max(
-            after_w[here].sum() / outlook.row_limit_w[row[slot]],
-            after_w[here].sum() / outlook.row_air_w[row[slot]],
-            float((_die_c(forecaster, outlook, after_w) / forecaster.limit_c)[here].max()),
-        )
-        warmth = float(_die_c(forecaster, outlook, after_w)[slot] / forecaster.limit_c[slot])
-        mix = float((now.tenant & here).sum() / here.sum())
-        if tenant:
-            scores.append((max(worst, 1.0), worst + MIX * mix + warmth))
-        else:
-            scores.append((max(worst, 1.0), worst - MIX * mix - warmth))
+        limit_w = min(outlook.row_limit_w[row[slot]], outlook.row_air_w[row[slot]])
+        heat = _die_c(forecaster, outlook, after_w) / forecaster.limit_c
+        fullness, warmth = float(after_w[here].sum() / limit_w), float(heat[slot])
+        excess = max(fullness - 1, 0.0) + float((heat - 1).clip(min=0).sum())
+        mix = MIX * float((now.tenant & here).sum() / here.sum())
+        scores.append((excess, fullness + (mix + warmth if tenant else -mix - warmth)))
     return int(candidates[min(range(len(scores)), key=scores.__getitem__)])
 
 
 def _die_c(forecaster: Forecaster, outlook: Outlook, power_w: F64) -> F64:
-    """Die temperatures if these powers were held, °C (R,)."""
+    """Die temperatures if these powers were held in the hottest hour that the history knows, °C (R,).
+
+    A machine stays for longer than the weather does. What is not explained of the inlets now, a failure of the cooling,
+    say, is taken to stay.
+    """
     inlet_c = outlook.inlet_c
     if forecaster.inlets is not None:
         both_w = np.stack([outlook.mean_w, power_w])
-        before_c, after_c = forecaster.inlets.predict(both_w, np.full(2, outlook.outside_c))
+        hottest_c = np.fmax(outlook.outside_c, forecaster.hottest_c)
+        before_c, after_c = forecaster.inlets.predict(both_w, np.array([outlook.outside_c, hottest_c]))
         inlet_c = inlet_c + after_c - before_c
     return forecaster.dies.predict(inlet_c, power_w, power_w)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..base import Task
-from .allowance import Domain, are_tight, within
+from .allowance import Domain, within
 from .reading import F64, Mask
 
 
@@ -26,10 +26,8 @@ def caps(task: Task, need_w: F64, thermal_w: F64, limits: Sequence[Domain], stee
     """
     low_w, high_w = task.fleet.cap_min_w, task.fleet.cap_max_w
     ceiling_w = np.where(need_w > thermal_w, np.clip(thermal_w, low_w, high_w), high_w)
-    tight = are_tight(np.minimum(need_w, ceiling_w), limits)
-    binding = [d for d in limits if (d.members & tight).any()]
-    wanted_w = within(need_w, low_w, ceiling_w, binding)
-    return np.where(steered, floored(task, wanted_w, need_w, ceiling_w, binding), high_w)
+    wanted_w = within(need_w, low_w, ceiling_w, limits)
+    return np.where(steered, floored(task, wanted_w, need_w, ceiling_w, limits), high_w)
 
 
 def floored(task: Task, wanted_w: F64, need_w: F64, ceiling_w: F64, limits: Sequence[Domain]) -> F64:
@@ -39,7 +37,7 @@ def floored(task: Task, wanted_w: F64, need_w: F64, ceiling_w: F64, limits: Sequ
     for slot in np.argsort(caps_w - need_w, kind="stable"):
         raised_w = caps_w.copy()
         raised_w[slot] += step_w[slot]
-        fits = all(raised_w[d.members].sum() <= d.allowance_w for d in limits if d.members[slot])
+        fits = all(np.minimum(raised_w, need_w)[d.members].sum() <= d.allowance_w for d in limits if d.members[slot])
         if raised_w[slot] <= ceiling_w[slot] + 1e-6 and fits:
             caps_w = raised_w
     return caps_w
