@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 ROUTERS = ("round-robin", "least-outstanding")
 
 KEEP, SLEEP, OFF, SERVE = 0, 1, 2, 3
-"""Life-cycle targets of a slot; ``SERVE + m`` serves model m. A target stays until another one is given."""
+"""Life-cycle targets of a slot; ``SERVE + m`` serves model m. A target stays until another one is given.
+
+``KEEP`` is also the variant that leaves a slot's variant as it is.
+"""
 
 NOWHERE = -1
 
@@ -27,6 +30,12 @@ class ClusterAction:
         clock_ratio: Highest clock of each slot relative to the GPU's own, (R,). On real hardware: NVML's locked clocks.
         lifecycle: Target of each slot (R,): KEEP, SLEEP, OFF, or SERVE + model. On real hardware: vLLM's sleep and
             wake, and a launcher.
+        concurrency: Requests that each slot has in flight at most, at least 1 (R,); there is no limit from the engine's
+            ``max_num_seqs`` on. What finds no room waits at the gateway. On real hardware: the gateway's in-flight
+            limit.
+        variant: What each slot serves its model with (R,): KEEP, or an index into its ``Fleet.variants``. A slot that
+            serves the model drains and loads anew; any other does so once it serves it again. On real hardware: a
+            launcher that starts vLLM again, with another model or tensor parallelism.
         place: Slot for the first pending instance, or NOWHERE. On real hardware: the launcher's choice of GPUs.
     """
 
@@ -35,4 +44,6 @@ class ClusterAction:
     cap_w: NDArray[np.float64] | None = None
     clock_ratio: NDArray[np.float64] | None = None
     lifecycle: NDArray[np.int64] | None = None
+    concurrency: NDArray[np.int64] | None = None
+    variant: NDArray[np.int64] | None = None
     place: int = NOWHERE

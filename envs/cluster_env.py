@@ -51,9 +51,10 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
 
     ## Action
     ``MultiDiscrete`` (default): one head per slot and group, group by group in the order ``route``, ``cap``, ``clock``,
-    ``lifecycle``, then the router and the slot for a pending instance, as far as the scenario switches them on.
-    ``encoding="box"``: the same heads as numbers in [-1, 1]. ``action_masks()`` says what is open. Life-cycle levels
-    are targets: 0 keep the last one, 1 sleep, 2 off, 3 + m serve model m.
+    ``lifecycle``, ``concurrency``, ``reconfigure``, then the router and the slot for a pending instance, as far as the
+    scenario switches them on. ``encoding="box"``: the same heads as numbers in [-1, 1]. ``action_masks()`` says what is
+    open. Life-cycle levels are targets: 0 keep the last one, 1 sleep, 2 off, 3 + m serve model m. Concurrency goes in
+    equal ratios from one request in flight to no limit. Reconfigure: 0 keep, 1 + v serve with the slot's variant v.
 
     ## Reward
     The sum of ``info["reward_terms"]``: energy (cost), output tokens of requests that met their SLO, SLO misses (cost),

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..simulator.errors import InputError
-from .actions import NOWHERE, ROUTERS, SERVE, ClusterAction
+from .actions import KEEP, NOWHERE, ROUTERS, SERVE, ClusterAction
 from .telemetry import NOBODY_ASKS, TENANT_ASKS, Fleet, Telemetry
 
-Group = Literal["route", "cap", "clock", "lifecycle", "place"]
+Group = Literal["route", "cap", "clock", "lifecycle", "concurrency", "reconfigure", "place"]
 Encoding = Literal["discrete", "box"]
-SLOT_GROUPS: tuple[Group, ...] = ("route", "cap", "clock", "lifecycle")
+SLOT_GROUPS: tuple[Group, ...] = ("route", "cap", "clock", "lifecycle", "concurrency", "reconfigure")
 LOWEST_CLOCK = 0.4
 
 
@@ -49,7 +49,8 @@ class ActionCodec:
     Args:
         fleet: The slots.
         groups: Groups that are switched on.
-        levels: Levels of route, cap and clock; the per-slot heads have more if the models need them.
+        levels: Levels of route, cap, clock and concurrency; the per-slot heads have more if models or variants need
+            them.
         encoding: ``discrete`` (MultiDiscrete) or ``box`` (every head in [-1, 1]).
 
     Raises:
@@ -70,8 +71,9 @@ class ActionCodec:
         slot_groups = tuple(g for g in SLOT_GROUPS if g in groups)
         cluster = [("router", len(ROUTERS))] if "route" in groups else []
         cluster += [("place", len(fleet) + 1)] if "place" in groups else []
-        self._lifecycle = SERVE + len(fleet.models)
-        width = max(levels, self._lifecycle) if "lifecycle" in groups else levels
+        self._targets, self._variants = SERVE + len(fleet.models), max(map(len, fleet.variants), default=1)
+        widths = {"lifecycle": self._targets, "reconfigure": self._variants}
+        width = max(levels, *(widths.get(group, 0) for group in groups))
         self.layout = Layout(len(fleet), width, slot_groups, tuple(cluster))
         self._sizes = self.layout.sizes
         self._offsets = np.concatenate([[0], np.cumsum(self._sizes)])
@@ -106,18 +108,24 @@ class ActionCodec:
         fields: dict[str, object] = {}
         for group, values in zip(self.layout.slot_groups, per_slot, strict=True):
             if group == "lifecycle":
-                chosen = self._option(values, self._lifecycle)
+                chosen = self._option(values, self._targets)
                 serve = np.clip(chosen - SERVE, 0, None)
                 fits = self.fleet.fits[np.arange(size), serve] | (chosen < SERVE)
-                fields["lifecycle"] = np.where(fits, chosen, 0)
+                fields["lifecycle"] = np.where(fits, chosen, KEEP)
+                continue
+            if group == "reconfigure":
+                chosen = self._option(values, self._variants)
+                fields["variant"] = np.where(chosen < [len(own) for own in self.fleet.variants], chosen, KEEP)
                 continue
             share = self._share(values)
             if group == "route":
                 fields["route_weight"] = share
             elif group == "cap":
                 fields["cap_w"] = self.fleet.cap_min_w + share * (self.fleet.cap_max_w - self.fleet.cap_min_w)
-            else:
+            elif group == "clock":
                 fields["clock_ratio"] = LOWEST_CLOCK + share * (1.0 - LOWEST_CLOCK)
+            else:
+                fields["concurrency"] = np.rint(self.fleet.max_num_seqs**share).astype(np.int64)
         for (name, options), value in zip(self.layout.cluster_heads, array[split:], strict=True):
             option = int(self._option(value, options))
             if name == "router":
@@ -144,21 +152,34 @@ class ActionCodec:
         for group in self.layout.slot_groups:
             if group == "lifecycle":
                 chosen = nothing if action.lifecycle is None else action.lifecycle.astype(np.float64)
-                heads.append(self._from_option(chosen, self._lifecycle))
+                heads.append(self._from_option(chosen, self._targets))
+            elif group == "reconfigure":
+                chosen = nothing if action.variant is None else action.variant.astype(np.float64)
+                heads.append(self._from_option(chosen, self._variants))
             elif group == "route":
                 heads.append(self._from_share(np.ones(size) if action.route_weight is None else action.route_weight))
             elif group == "cap":
                 span = self.fleet.cap_max_w - self.fleet.cap_min_w
                 given = self.fleet.cap_max_w if action.cap_w is None else action.cap_w
                 heads.append(self._from_share((given - self.fleet.cap_min_w) / span))
-            else:
+            elif group == "clock":
                 ratio = np.ones(size) if action.clock_ratio is None else action.clock_ratio
                 heads.append(self._from_share((ratio - LOWEST_CLOCK) / (1 - LOWEST_CLOCK)))
+            else:
+                heads.append(self._from_share(self._concurrency_share(action.concurrency)))
         for name, options in self.layout.cluster_heads:
             option = ROUTERS.index(action.router or ROUTERS[0]) if name == "router" else action.place + 1
             heads.append(self._from_option(np.array([option], np.float64), options))
         flat = np.concatenate(heads)
         return flat.astype(np.float32) if self.encoding == "box" else flat.astype(np.int64)
+
+    def _concurrency_share(self, in_flight: NDArray[np.int64] | None) -> NDArray[np.float64]:
+        """Levels of concurrency are geometric, from one request to as many as the engine runs: none has no limit."""
+        most = self.fleet.max_num_seqs
+        if in_flight is None or most == 1:
+            return np.ones(len(self.fleet))
+        share: NDArray[np.float64] = np.log(np.clip(in_flight, 1, most)) / np.log(most)
+        return share
 
     def _from_share(self, share: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.encoding == "box":
@@ -186,9 +207,10 @@ class ActionCodec:
         return places
 
     def _build_fixed_mask(self) -> NDArray[np.bool_]:
-        """Everything that does not change: padding of the shorter heads, models that do not fit."""
+        """Everything that does not change: padding of the shorter heads, models and variants that do not fit."""
         open_levels: dict[str, Callable[[int], NDArray[np.bool_]]] = {
             "lifecycle": lambda r: np.concatenate([np.ones(SERVE, bool), self.fleet.fits[r]]),
+            "reconfigure": lambda r: np.ones(len(self.fleet.variants[r]), bool),
         }
         rows = []
         for group in self.layout.slot_groups:

@@ -65,7 +65,7 @@ def senses_of(scenario: Scenario, fleet: Fleet) -> Senses:
     """The features that a scenario has beyond those that all have."""
     slots: list[Sense] = []
     cluster: list[Sense] = []
-    rows, grid = scenario.cluster.rows, scenario.grid
+    rows, grid, groups = scenario.cluster.rows, scenario.grid, scenario.actions.groups
     if scenario.faults:
         slots.append(Sense((Feature("is_failed", ""),), lambda now: [(now.status == FAILED).astype(np.float64)]))
     if scenario.tenants is not None:
@@ -78,6 +78,11 @@ def senses_of(scenario: Scenario, fleet: Fleet) -> Senses:
         total_w = float(fleet.cap_max_w.sum())
         ahead = tuple(Feature(f"row_headroom_in_{lead}s", "W", total_w) for lead in LEAD_TIMES_S)
         slots.append(Sense(ahead, lambda now: _there(now.row_headroom_w)))
+    if "concurrency" in groups:
+        limit = Feature("in_flight_limit", "requests", float(fleet.max_num_seqs))
+        slots.append(Sense((limit,), lambda now: [_there(now.in_flight_limit)]))
+    if "reconfigure" in groups:
+        slots.append(_variants(fleet))
     if (outside := scenario.outside_c) is not None:
         warmth = _ahead("outside", "°C - 30", TEMPERATURE_C[1], outside)
         cluster.append(Sense(warmth, lambda now: _there(now.outside_c)[: len(warmth)] - TEMPERATURE_C[0]))
@@ -88,6 +93,21 @@ def senses_of(scenario: Scenario, fleet: Fleet) -> Senses:
         grams = _ahead("carbon", "g/kWh", carbon.scale, carbon)
         cluster.append(Sense(grams, lambda now: _there(now.carbon_g_per_kwh)[: len(grams)]))
     return Senses(tuple(slots), tuple(cluster))
+
+
+def _variants(fleet: Fleet) -> Sense:
+    """Which variant each slot holds, of all that there are, and its score, 0 where none is known."""
+    names = tuple(dict.fromkeys(name for own in fleet.variants for name in own[1:]))
+    place = [np.array([-1, *(names.index(name) for name in own[1:])]) for own in fleet.variants]
+    score = [np.nan_to_num(own) for own in fleet.quality]
+
+    def read(now: Telemetry) -> list[Reading]:
+        assert now.variant is not None, "the plant does not read what its scenario has"
+        held = np.array([own[v] for own, v in zip(place, now.variant, strict=True)])
+        quality = np.array([own[v] for own, v in zip(score, now.variant, strict=True)])
+        return [*(np.asarray(held == i, np.float64) for i in range(len(names))), quality]
+
+    return Sense((*(Feature(f"variant_{name}", "") for name in names), Feature("quality", "")), read)
 
 
 def _ahead(name: str, unit: str, scale: float, spec: SignalSpec) -> tuple[Feature, ...]:

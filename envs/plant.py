@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
+from math import nan
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from ..simulator.snapshot import Snapshot, fingerprint, generator_from, generato
 from ..simulator.tenants import Tenants
 from ..simulator.units import J_PER_KWH, PS_PER_S, to_ps
 from ..simulator.workload.table import RequestTable
-from .actions import NOWHERE, ClusterAction
+from .actions import KEEP, NOWHERE, ClusterAction
 from .scenario import Scenario
 from .telemetry import F64, I64, LEAD_TIMES_S, NOBODY_ASKS, TENANT_ASKS, Fleet, Telemetry
 from .world import World, draw_world
@@ -69,6 +70,8 @@ def fleet_of(blueprint: Blueprint) -> Fleet:
         cap_min_w=blueprint.cap_min_w,
         cap_max_w=blueprint.cap_max_w,
         max_num_seqs=blueprint.spec.engine.max_num_seqs,
+        variants=tuple(("keep", *(v.name for v in own)) for own in blueprint.variants),
+        quality=tuple((nan, *(v.quality for v in own)) for own in blueprint.variants),
     )
 
 
@@ -123,6 +126,9 @@ class SimulatedPlant:
         if scenario.tenants is not None:
             self.tenants = Tenants(scenario.tenants, self.cluster, tenants_rng, self.pending, TENANT_ASKS)
         self._models = np.array([d.model for d in blueprint.deployments])
+        self._variants = np.zeros((len(fleet), len(blueprint.deployments)), np.int64)
+        for r, own in enumerate(blueprint.variants):
+            self._variants[r, [v.deployment for v in own]] = np.arange(1, len(own) + 1)
         self._left = 0
         self._sent = np.zeros(2, np.int64)
         self._attainment = 1.0
@@ -162,6 +168,13 @@ class SimulatedPlant:
             cluster.cap(action.cap_w)
         if action.clock_ratio is not None:
             cluster.lock_clock(action.clock_ratio)
+        if action.concurrency is not None:
+            # What the engine itself does not exceed is no limit.
+            bounded = action.concurrency < self._fleet.max_num_seqs
+            cluster.limit(np.where(bounded, action.concurrency, 0))
+        if action.variant is not None:
+            for slot in np.flatnonzero(action.variant != KEEP):
+                cluster.reconfigure(int(slot), int(action.variant[slot]) - 1)
         if action.lifecycle is not None:
             for slot in np.flatnonzero(
                 (action.lifecycle != Target.KEEP) & (action.lifecycle != cluster.lifecycle.target)
@@ -280,6 +293,8 @@ class SimulatedPlant:
             outside_c=_at(world.outside_c, ahead_s),
             price_per_kwh=_at(world.price_per_kwh, ahead_s),
             carbon_g_per_kwh=_at(world.carbon_g_per_kwh, ahead_s),
+            in_flight_limit=np.minimum(slots["limit"], self._fleet.max_num_seqs).astype(np.float64),
+            variant=self._variants[np.arange(len(self._fleet)), slots["deployment"]],
         )
 
     def foresee(self, seconds: int) -> F64:

@@ -31,8 +31,10 @@ class SloSpec(Spec):
 class ActionSpec(Spec):
     """What an agent may decide."""
 
-    groups: tuple[Literal["route", "cap", "clock", "lifecycle", "place"], ...] = ("route", "cap", "lifecycle")
-    levels: int = Field(default=5, ge=2, le=101)
+    groups: tuple[Literal["route", "cap", "clock", "lifecycle", "concurrency", "reconfigure", "place"], ...] = Field(
+        default=("route", "cap", "lifecycle"), description="What it decides; see `ClusterAction`."
+    )
+    levels: int = Field(default=5, ge=2, le=101, description="Options where it decides on a number.")
 
 
 class RewardSpec(Spec):
@@ -92,6 +94,12 @@ class Scenario(Spec):
                     f"instances[{number}].model: the cluster does not have '{spec.model}'; use one of "
                     f"{', '.join(known)}, or add it to cluster.models"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _variants_are_there(self) -> Scenario:
+        if "reconfigure" in self.actions.groups and not self.cluster.variants:
+            raise ValueError("actions.groups: 'reconfigure' has nothing to choose from; add [[cluster.variants]]")
         return self
 
     @model_validator(mode="after")

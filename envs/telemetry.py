@@ -32,6 +32,9 @@ class Fleet:
         cap_min_w: Lowest power limit, watts (R,).
         cap_max_w: Highest power limit, watts (R,).
         max_num_seqs: Running requests at most, of one slot.
+        variants: For each slot what it may serve with, R tuples of names such as ``Llama-3.1-8B tp1``. The first entry
+            stands for leaving things as they are, so that an index is an action: ``variants[r].index(name)``.
+        quality: Score of each of these, `nan` for the first and where none is known, R tuples.
     """
 
     slots: tuple[str, ...]
@@ -41,6 +44,8 @@ class Fleet:
     cap_min_w: F64
     cap_max_w: F64
     max_num_seqs: int
+    variants: tuple[tuple[str, ...], ...] = ()
+    quality: tuple[tuple[float, ...], ...] = ()
 
     def __len__(self) -> int:
         """Number of slots."""
@@ -78,6 +83,8 @@ class Telemetry:
         outside_c: Outside temperature now and as forecast, °C (3,); where it matters.
         price_per_kwh: Price of electricity now and ahead (3,); where there is one.
         carbon_g_per_kwh: Carbon intensity now and ahead, grams (3,); where it counts.
+        in_flight_limit: Requests that each slot has in flight at most (R,); `max_num_seqs` without a limit.
+        variant: What each slot holds or held last, an index into ``Fleet.variants`` (R,).
     """
 
     power_w: F64
@@ -105,6 +112,8 @@ class Telemetry:
     outside_c: F64 | None = None
     price_per_kwh: F64 | None = None
     carbon_g_per_kwh: F64 | None = None
+    in_flight_limit: F64 | None = None
+    variant: I64 | None = None
 
 
 class Plant(Protocol):

@@ -22,7 +22,7 @@ from ..simulator.faults import RandomFault, ScheduledFault
 from ..simulator.files import whole
 from ..simulator.signals import SignalSpec
 from ..simulator.tenants import TenantsSpec
-from ..simulator.topology import AirSpec, ClusterSpec, EngineSpec, RowSpec, ServerSpec
+from ..simulator.topology import AirSpec, ClusterSpec, EngineSpec, RowSpec, ServerSpec, VariantSpec
 from ..simulator.workload.spec import StreamSpec
 
 SCENARIO_PARTS: dict[str, type[BaseModel]] = {
@@ -31,6 +31,7 @@ SCENARIO_PARTS: dict[str, type[BaseModel]] = {
     "cluster.air": AirSpec,
     "cluster.rows[]": RowSpec,
     "cluster.rows[].racks[].servers[]": ServerSpec,
+    "cluster.variants[]": VariantSpec,
     "cluster.engine": EngineSpec,
     "workload, workload.streams[]": StreamSpec,
     "slo.NAME": SloSpec,

@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from .catalog import Catalog
 from .confidence import Confidence, confidence
-from .deployments import Deployment, deploy, stack
+from .deployments import Deployment, stack
 from .errors import InputError
 from .kernels.state import Tables
 from .topology import ClusterSpec, Slot, lay_out
 from .units import to_ps
+from .variants import Offer, Variant
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +25,9 @@ class Blueprint:
         spec: The specification.
         slots: All slots, R of them.
         models: Names of the models.
-        deployments: Every model on every kind of slot that can hold it.
-        index: int64 (R, models): deployment of each model on each slot, -1 if it does not fit.
+        deployments: Every model on every kind of slot that can hold it, and the variants.
+        index: int64 (R, models): deployment of each model on each slot as it is laid out, -1 if it does not fit.
+        variants: What each slot may hold, that first which it is laid out for, R tuples.
         tables: The same as the engine's arrays.
         initial: int64 (R,): deployment at the start.
     """
@@ -35,6 +37,7 @@ class Blueprint:
     models: tuple[str, ...]
     deployments: tuple[Deployment, ...]
     index: NDArray[np.int64]
+    variants: tuple[tuple[Variant, ...], ...]
     tables: Tables
     initial: NDArray[np.int64]
 
@@ -48,12 +51,14 @@ class Blueprint:
         slots, models = lay_out(spec), spec.served_models()
         if not models:
             raise InputError("cluster.models", "no model is named", "Name one here or as the model of a server")
-        deployments, index = deploy(slots, models, spec.engine, catalog or Catalog.builtin())
+        offer = Offer(spec, slots, models, catalog or Catalog.builtin())
+        deployments, index = offer.deployments, offer.index
         initial = [
             index[r, models.index(s.spec.model)] if s.spec.model else index[r].max() for r, s in enumerate(slots)
         ]
         tables = stack(deployments, spec.engine)
-        return cls(spec, slots, models, tuple(deployments), index, tables, np.array(initial, np.int64))
+        first = np.array(initial, np.int64)
+        return cls(spec, slots, models, tuple(deployments), index, offer.variants, tables, first)
 
     def confidence(self, catalog: Catalog | None = None) -> dict[str, Confidence]:
         """What backs the figures of the deployments that slots hold at the start, by what they are."""
@@ -66,6 +71,15 @@ class Blueprint:
             if name not in found:
                 found[name] = confidence(catalog, model, spec.gpu, spec.tp, spec.pp, spec.ep)
         return found
+
+    @property
+    def quality(self) -> NDArray[np.float64]:
+        """Score of the model that answers in each deployment, ``nan`` where none is known."""
+        scores = np.full(len(self.deployments), np.nan)
+        for own in self.variants:
+            for variant in own:
+                scores[variant.deployment] = variant.quality
+        return scores
 
     @property
     def cap_max_w(self) -> NDArray[np.float64]:

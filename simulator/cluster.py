@@ -101,6 +101,8 @@ class Cluster:
         self.history = History(len(blueprint.slots), expected_s)
         life_rng, route_rng, fault_rng = rng.spawn(3)
         self.engine.cursor[C_SEED] = route_rng.integers(2**62)
+        most_w = np.array([d.power.cap_max_w for d in blueprint.deployments])
+        self._settings = Settings(self.agenda, self.engine.slots, blueprint.cap_ps, blueprint.lock_ps, most_w)
         self.lifecycle = Lifecycle(
             self.agenda,
             self.engine.slots,
@@ -108,9 +110,9 @@ class Cluster:
             blueprint.index,
             life_rng,
             self._current.clear_cache,
+            self._settings.refresh,
             self._current.evict,
         )
-        self._settings = Settings(self.agenda, self.engine.slots, blueprint.cap_ps, blueprint.lock_ps)
         self.facility = facility or Facility(blueprint.spec, blueprint.slots)
         self.faults = Faults(faults, blueprint.slots, self.agenda, self.lifecycle, fault_rng)
         self._now_ps, self._changed = 0, True
@@ -240,6 +242,24 @@ class Cluster:
         self._check_slots(slot)
         self._enter_simpy(self._now_ps)
         self.lifecycle.command(slot, target)
+
+    def reconfigure(self, slot: int, variant: int) -> None:
+        """Lets a slot serve with another of its variants, see :meth:`Lifecycle.reconfigure`.
+
+        Args:
+            slot: The slot.
+            variant: Number of the variant among ``blueprint.variants`` of the slot.
+
+        Raises:
+            InputError: There is no such slot or variant.
+        """
+        self._check_slots(slot)
+        own = self.blueprint.variants[slot]
+        if not 0 <= variant < len(own):
+            raise InputError(f"slot {slot}", f"has no variant {variant}", f"Give 0 to {len(own) - 1}")
+        if self.lifecycle.chosen[slot, own[variant].model] != own[variant].deployment:
+            self._enter_simpy(self._now_ps)
+            self.lifecycle.reconfigure(slot, own[variant].deployment)
 
     def fail(self, *slots: int, repair_s: float) -> None:
         """Lets slots fail now, see :meth:`Lifecycle.fail`."""

@@ -52,6 +52,14 @@ class Transition(NamedTuple):
     status: int
 
 
+class Load(NamedTuple):
+    """A slot begins to hold another deployment than before."""
+
+    time_ps: int
+    slot: int
+    deployment: int
+
+
 class Lifecycle:
     """Carries out targets for all slots.
 
@@ -65,12 +73,16 @@ class Lifecycle:
         index: int64 (slots, models): deployment of each model on each slot, -1 if it does not fit.
         rng: Source of the variation of start times.
         clear_cache: Empties the KV cache of a slot, for its deployment of that time.
+        refresh_cap: Fits the power limit of a slot to its deployment of that time.
         evict: Is told of every slot that has just failed, and takes its requests away.
 
     Attributes:
         target: int64 (slots,): what each slot is to become.
         ready_ps: int64 (slots,): when the load or repair under way ends, or the last one ended.
+        chosen: int64 (slots, models): the deployment with which each slot serves each model, -1 if it does not fit; as
+            laid out until :meth:`reconfigure`.
         transitions: The log.
+        loads: Changes of what slots hold.
         starts: Loads and wakes so far.
     """
 
@@ -82,15 +94,18 @@ class Lifecycle:
         index: NDArray[np.int64],
         rng: np.random.Generator,
         clear_cache: Callable[[int], None],
+        refresh_cap: Callable[[int], None],
         evict: Callable[[int], None],
     ) -> None:
-        self._agenda, self._slots, self._deployments, self._index = agenda, slots, deployments, index
-        self._rng, self._clear_cache, self._evict = rng, clear_cache, evict
+        self._agenda, self._slots, self._deployments, self.chosen = agenda, slots, deployments, index.copy()
+        self._rng, self._evict = rng, evict
+        self._clear_cache, self._refresh_cap = clear_cache, refresh_cap
         self.target = np.where(slots["status"] == SERVING, Target.SERVE + self._models(), 0).astype(np.int64)
         self.target[slots["status"] == SLEEPING] = Target.SLEEP
         self.target[slots["status"] == EMPTY] = Target.OFF
         self.ready_ps = np.zeros(len(self.target), np.int64)
         self.transitions: list[Transition] = []
+        self.loads: list[Load] = []
         self.starts = 0
         self._busy = np.zeros(len(self.target), bool)
         self._turn = np.zeros(len(self.target), np.int64)
@@ -101,7 +116,7 @@ class Lifecycle:
 
     def fits(self, slot: int, model: int) -> bool:
         """Whether ``slot`` can hold ``model``."""
-        return bool(self._index[slot, model] >= 0)
+        return bool(self.chosen[slot, model] >= 0)
 
     def command(self, slot: int, target: int) -> None:
         """Sets the target of a slot; ``Target.KEEP`` and targets that the slot cannot reach leave it as it is.
@@ -114,6 +129,16 @@ class Lifecycle:
             return
         self.target[slot] = target
         if not self._busy[slot]:
+            self._wait(slot, self._agenda.now_ps)
+
+    def reconfigure(self, slot: int, deployment: int) -> None:
+        """Lets a slot serve the model of ``deployment`` with it from now on.
+
+        If that is what it serves, it drains and loads anew; a load that has begun is carried through first.
+        """
+        model = self._deployments[deployment].model
+        self.chosen[slot, model] = deployment
+        if self.target[slot] == Target.SERVE + model and not self._busy[slot]:
             self._wait(slot, self._agenda.now_ps)
 
     def fail(self, *slots: int, repair_ps: int) -> None:
@@ -198,15 +223,16 @@ class Lifecycle:
         if turn != self._turn[slot]:
             return
         status = self._slots["status"][slot]
-        if status == LOADING or (status == DRAINING and self.target[slot] == self._holds(slot)):
+        if status == LOADING or (status == DRAINING and self._holds_its_target(slot)):
             self._set(slot, SERVING)
         elif status == FAILED:
             self._set(slot, EMPTY)
         self._pursue(slot)
 
-    def _holds(self, slot: int) -> int:
-        """Target that would be met by serving what the slot holds now."""
-        return int(Target.SERVE) + self._deployments[int(self._slots["deployment"][slot])].model
+    def _holds_its_target(self, slot: int) -> bool:
+        """Whether a slot's target would be met by serving with what it holds now."""
+        model = self.target[slot] - Target.SERVE
+        return bool(model >= 0 and self._slots["deployment"][slot] == self.chosen[slot, model])
 
     def _pursue(self, slot: int) -> None:
         """Moves a slot towards its target until it must wait."""
@@ -218,7 +244,7 @@ class Lifecycle:
                 return self._wait(slot, self._agenda.now_ps + DRAIN_POLL_PS)
             elif status[slot] == DRAINING:
                 self._set(slot, SLEEPING if self.target[slot] == Target.SLEEP else EMPTY)
-            elif status[slot] == SLEEPING and self.target[slot] != self._holds(slot):
+            elif status[slot] == SLEEPING and not self._holds_its_target(slot):
                 self._set(slot, EMPTY)
             else:
                 return self._start(slot, woken=status[slot] == SLEEPING)
@@ -227,17 +253,20 @@ class Lifecycle:
     def _reached(self, slot: int) -> bool:
         status, target = self._slots["status"][slot], self.target[slot]
         if target >= Target.SERVE:
-            return bool(status == SERVING and target == self._holds(slot))
+            return bool(status == SERVING and self._holds_its_target(slot))
         # An empty slot has nothing to put to sleep and is as good as asleep.
         return bool(status == EMPTY or (status == SLEEPING and target == Target.SLEEP))
 
     def _start(self, slot: int, *, woken: bool) -> None:
-        number = int(self._index[slot, self.target[slot] - Target.SERVE])
+        number = int(self.chosen[slot, self.target[slot] - Target.SERVE])
         deployment = self._deployments[number]
         seconds = deployment.wake_s if woken else deployment.load_s
         seconds *= float(self._rng.uniform(1 - START_JITTER, 1 + START_JITTER))
+        if self._slots["deployment"][slot] != number:
+            self.loads.append(Load(self._agenda.now_ps, slot, number))
         self._slots["deployment"][slot] = number
         self._clear_cache(slot)
+        self._refresh_cap(slot)
         self._set(slot, LOADING)
         self.starts += 1
         self.ready_ps[slot] = self._agenda.now_ps + round(seconds * PS_PER_S)
@@ -248,9 +277,11 @@ class Lifecycle:
         return {
             "target": self.target.copy(),
             "ready_ps": self.ready_ps.copy(),
+            "chosen": self.chosen.copy(),
             "busy": self._busy.copy(),
             "turn": self._turn.copy(),
             "transitions": tuple(self.transitions),
+            "loads": tuple(self.loads),
             "starts": self.starts,
             "rng": generator_state(self._rng),
         }
@@ -258,10 +289,11 @@ class Lifecycle:
     def restore_state(self, state: State) -> None:
         """Takes up a state of :meth:`save_state`; slots and agenda are restored by their owners."""
         self.target[...], self.ready_ps[...] = state["target"], state["ready_ps"]
+        self.chosen[...] = state["chosen"]
         self._busy[...], self._turn[...] = state["busy"], state["turn"]
         # From memory they come as they are, from bytes as lists.
-        changes = state["transitions"]
-        self.transitions = [c if isinstance(c, Transition) else Transition(*c) for c in changes]
+        self.transitions = [Transition(*change) for change in state["transitions"]]
+        self.loads = [Load(*load) for load in state["loads"]]
         self.starts = state["starts"]
         self._rng = generator_from(state["rng"])
 

@@ -109,6 +109,8 @@ class Summary:
         ttft_s: Time to first token.
         tpot_s: Time per output token after the first, of requests with at least two.
         e2e_s: Time from arrival to the last token.
+        quality: Mean published score of the models that answered the completed requests, 0 to 1; ``nan`` where one of
+            them has none.
     """
 
     requests: int
@@ -138,6 +140,7 @@ class Summary:
     ttft_s: Latencies
     tpot_s: Latencies
     e2e_s: Latencies
+    quality: float
 
 
 def _billed(power_w: NDArray[np.float64], per_kwh: NDArray[np.float64] | None, first_s: int) -> float:
@@ -145,6 +148,14 @@ def _billed(power_w: NDArray[np.float64], per_kwh: NDArray[np.float64] | None, f
     if per_kwh is None:
         return float("nan")
     return float(power_w @ per_kwh[first_s : first_s + len(power_w)]) / J_PER_KWH
+
+
+def _quality(cluster: Cluster, done: Records) -> float:
+    """Mean score of the models that answered, each slot having held one after the other."""
+    held = cluster.blueprint.initial[done["slot"]]
+    for load in cluster.lifecycle.loads:
+        held[(done["slot"] == load.slot) & (done["finish_ps"] > load.time_ps)] = load.deployment
+    return float(cluster.blueprint.quality[held].mean()) if len(done) else float("nan")
 
 
 def summarize(
@@ -222,4 +233,5 @@ def summarize(
         ttft_s=Latencies.of((done["first_token_ps"] - done["arrival_ps"]) / PS_PER_S),
         tpot_s=Latencies.of((several["finish_ps"] - several["first_token_ps"]) / PS_PER_S / (several["output"] - 1)),
         e2e_s=Latencies.of((done["finish_ps"] - done["arrival_ps"]) / PS_PER_S),
+        quality=_quality(cluster, done),
     )

@@ -24,10 +24,13 @@ class Settings:
         slots: The engine's slots, whose ``cap_w`` and ``clock_limit`` this class owns.
         cap_ps: int64 (R,): transition time of a cap.
         lock_ps: int64 (R,): of a clock lock.
+        most_w: (D,): power that the GPUs of a slot can be given under each deployment, watts: where some of them idle,
+            those at work still have no more than their TDP.
     """
 
-    def __init__(self, agenda: Agenda, slots: Records, cap_ps: I64, lock_ps: I64) -> None:
-        self._agenda, self._slots = agenda, slots
+    def __init__(self, agenda: Agenda, slots: Records, cap_ps: I64, lock_ps: I64, most_w: F64) -> None:
+        self._agenda, self._slots, self._most_w = agenda, slots, most_w
+        self._cap_w: F64 = slots["cap_w"].copy()
         self._delay_ps = {"cap_w": cap_ps, "clock_limit": lock_ps}
         self._ordered = {name: slots[name].copy() for name in self._delay_ps}
         agenda.on("cap", self._cap)
@@ -44,8 +47,7 @@ class Settings:
     def _order(self, now_ps: int, kind: str, column: str, values: F64 | I64) -> None:
         delay_ps, ordered = self._delay_ps[column], self._ordered[column]
         at_once = delay_ps == 0
-        self._slots[column][at_once] = values[at_once]
-        self._slots["governed"][at_once] = 0
+        self._put(column, np.flatnonzero(at_once), values[at_once])
         new = (values != ordered) & ~at_once
         ordered[:] = values
         for delay in np.unique(delay_ps[new]):
@@ -64,13 +66,23 @@ class Settings:
         self._put("clock_limit", slots, steps)
 
     def _put(self, column: str, slots: I64, values: F64 | I64) -> None:
-        self._slots[column][slots] = values
+        if column == "cap_w":
+            self._cap_w[slots] = values
+            self.refresh(slots)
+        else:
+            self._slots[column][slots] = values
+            self._slots["governed"][slots] = 0
+
+    def refresh(self, slots: I64 | int) -> None:
+        """Brings the caps in force to bear on what the slots hold now."""
+        self._slots["cap_w"][slots] = np.minimum(self._cap_w[slots], self._most_w[self._slots["deployment"][slots]])
         self._slots["governed"][slots] = 0
 
     def save_state(self) -> State:
-        """What was set last; what is on its way is in the agenda."""
-        return {name: values.copy() for name, values in self._ordered.items()}
+        """What was set last, and the caps that hold; what is on its way is in the agenda."""
+        return {**{name: values.copy() for name, values in self._ordered.items()}, "in_force_w": self._cap_w.copy()}
 
     def restore_state(self, state: State) -> None:
         """Takes up a state of :meth:`save_state`."""
         self._ordered = {name: state[name].copy() for name in self._ordered}
+        self._cap_w = state["in_force_w"].copy()

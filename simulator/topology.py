@@ -133,11 +133,32 @@ class GatewaySpec(_Spec):
     )
 
 
+class VariantSpec(_Spec):
+    """Another way to serve a model: a smaller one of its family answers in its place, or it takes fewer GPUs."""
+
+    serves: str = Field(description="Model that requests ask for, one of the cluster's.")
+    model: str | None = Field(default=None, description="Model that answers; by default the same.")
+    tp: int | None = Field(
+        default=None,
+        ge=1,
+        description="GPUs that share every layer, those left over idle; by default as the slot is laid out.",
+    )
+
+    @model_validator(mode="after")
+    def _differs(self) -> VariantSpec:
+        if self.model in (None, self.serves) and self.tp is None:
+            raise ValueError("is what slots hold anyway; give another model, or a tp")
+        return self
+
+
 class ClusterSpec(_Spec):
     """The facility."""
 
     rows: tuple[RowSpec, ...] = Field(min_length=1)
     models: tuple[str, ...] = Field(default=(), description="Models that may be loaded; by default those in place.")
+    variants: tuple[VariantSpec, ...] = Field(
+        default=(), description="Other ways to serve them, which the `reconfigure` action chooses from."
+    )
     air: AirSpec = AirSpec()
     engine: EngineSpec = EngineSpec()
     gateway: GatewaySpec = GatewaySpec()

@@ -14,10 +14,10 @@ from llmcluster import InputError, LLMClusterEnv
 from llmcluster.envs.actions import KEEP, NOWHERE, ROUTERS, SERVE, SLEEP, ClusterAction
 from llmcluster.envs.codec import LOWEST_CLOCK, ActionCodec
 from llmcluster.envs.telemetry import Fleet, Telemetry
-from llmcluster.simulator.kernels.state import C_ROUTER
+from llmcluster.simulator.kernels.state import C_ROUTER, UNLIMITED
 
-GROUPS = ("route", "cap", "clock", "lifecycle", "place")
-SUBSETS = [subset for size in range(1, 6) for subset in combinations(GROUPS, size)]
+GROUPS = ("route", "cap", "clock", "lifecycle", "concurrency", "reconfigure", "place")
+SUBSETS = [subset for size in range(1, 8) for subset in combinations(GROUPS, size)]
 
 
 @st.composite
@@ -36,6 +36,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
         cap_min_w=low,
         cap_max_w=low + span,
         max_num_seqs=256,
+        variants=tuple(("keep", *(f"model-0 tp{v}" for v in range(draw(st.integers(1, 4))))) for _ in range(slots)),
     )
 
 
@@ -58,13 +59,17 @@ def level_valued(codec: ActionCodec, draw: st.DrawFn) -> ClusterAction:
         cap_w=fleet.cap_min_w + shares() * (fleet.cap_max_w - fleet.cap_min_w) if "cap" in groups else None,
         clock_ratio=LOWEST_CLOCK + shares() * (1 - LOWEST_CLOCK) if "clock" in groups else None,
         lifecycle=np.array(targets) if "lifecycle" in groups else None,
+        concurrency=np.rint(256 ** shares()).astype(int) if "concurrency" in groups else None,
+        variant=np.array([draw(st.integers(0, len(own) - 1)) for own in fleet.variants])
+        if "reconfigure" in groups
+        else None,
         place=draw(st.integers(NOWHERE, len(fleet) - 1)) if "place" in groups else NOWHERE,
     )
 
 
 def assert_equal(one: ClusterAction, other: ClusterAction) -> None:
     assert (one.router, one.place) == (other.router, other.place)
-    for name in ("route_weight", "cap_w", "clock_ratio", "lifecycle"):
+    for name in ("route_weight", "cap_w", "clock_ratio", "lifecycle", "concurrency", "variant"):
         first, second = getattr(one, name), getattr(other, name)
         assert (first is None) == (second is None)
         if first is not None:
@@ -101,6 +106,11 @@ def test_everything_in_the_space_decodes_to_something_valid(codec: ActionCodec, 
     if "lifecycle" in codec.groups:
         for target, fits in zip(action.lifecycle, fleet.fits, strict=True):
             assert target in (0, 1, 2) or fits[target - SERVE]
+    if "concurrency" in codec.groups:
+        assert ((action.concurrency >= 1) & (action.concurrency <= fleet.max_num_seqs)).all()
+    if "reconfigure" in codec.groups:
+        for variant, own in zip(action.variant, fleet.variants, strict=True):
+            assert 0 <= variant < len(own)
     assert NOWHERE <= action.place < len(fleet)
     assert action.place == NOWHERE or "place" in codec.groups
 
@@ -117,6 +127,8 @@ def test_ends_of_the_space_are_ends_of_the_ranges(codec: ActionCodec) -> None:
     if "cap" in codec.groups:
         assert lowest.cap_w == pytest.approx(codec.fleet.cap_min_w)
         assert highest.cap_w == pytest.approx(codec.fleet.cap_max_w)
+    if "concurrency" in codec.groups:
+        assert (lowest.concurrency == 1).all() and (highest.concurrency == codec.fleet.max_num_seqs).all()
     if "place" in codec.groups:
         assert (lowest.place, highest.place) == (NOWHERE, len(codec.fleet) - 1)
 
@@ -130,6 +142,10 @@ def test_nothing_asked_for_encodes_to_all_on(codec: ActionCodec) -> None:
         assert action.cap_w == pytest.approx(codec.fleet.cap_max_w)
     if "lifecycle" in codec.groups:
         assert (action.lifecycle == KEEP).all()
+    if "concurrency" in codec.groups:
+        assert (action.concurrency == codec.fleet.max_num_seqs).all()
+    if "reconfigure" in codec.groups:
+        assert (action.variant == KEEP).all()
     assert action.place == NOWHERE
 
 
@@ -155,7 +171,11 @@ def test_masks(telemetry: Telemetry, fleet: Fleet, groups: tuple[str, ...], leve
     for group in codec.layout.slot_groups:
         for r in range(len(fleet)):
             row = next(rows)
-            expected = [True] * SERVE + fleet.fits[r].tolist() if group == "lifecycle" else [True] * levels
+            expected = [True] * levels
+            if group == "lifecycle":
+                expected = [True] * SERVE + fleet.fits[r].tolist()
+            elif group == "reconfigure":
+                expected = [True] * len(fleet.variants[r])
             assert row.tolist() == expected + [False] * (len(row) - len(expected))
     if "route" in groups:
         assert next(rows).tolist() == [True, True]
@@ -233,6 +253,17 @@ def test_nothing_decided_changes_nothing(running: LLMClusterEnv) -> None:
     before = running.plant.cluster.engine.slots.copy()
     running.plant.apply(ClusterAction())
     assert (running.plant.cluster.engine.slots == before).all()
+
+
+def test_levels_of_concurrency_are_geometric_and_the_highest_is_no_limit(tiny: Callable[..., dict[str, Any]]) -> None:
+    env = LLMClusterEnv(tiny(actions={"groups": ("concurrency",), "levels": 5}))
+    env.reset(seed=0)
+    assert [env.codec.decode([level, 4]).concurrency[0] for level in range(5)] == [1, 4, 16, 64, 256]
+    observation, *_ = env.step([2, 4])
+    assert env.plant.cluster.engine.slots["limit"].tolist() == [16, UNLIMITED]
+    assert env.telemetry.in_flight_limit.tolist() == [16, 256]
+    place = [f.name for f in env.observations.slot_features].index("in_flight_limit")
+    assert observation["slots"].reshape(2, -1)[:, place] == pytest.approx([16 / 256, 1])
 
 
 def test_actions_reach_the_cluster(everything: dict[str, Any]) -> None:

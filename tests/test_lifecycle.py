@@ -162,7 +162,8 @@ def test_requests_are_evicted_when_all_that_fail_have_failed() -> None:
         seen.append((slot, slots["status"].tolist()))
 
     rng = np.random.default_rng(0)
-    life = Lifecycle(world.agenda, slots, PLAN.deployments, PLAN.index, rng, partial(clear_cache, world.engine), evict)
+    clear = partial(clear_cache, world.engine)
+    life = Lifecycle(world.agenda, slots, PLAN.deployments, PLAN.index, rng, clear, clear, evict)
     life.fail(0, 1, 3, repair_ps=10)
     life.fail(1, 2, repair_ps=20)
     together = [FAILED, FAILED, SLEEPING, FAILED]
