@@ -71,7 +71,7 @@ def shared(need_w: F64, low_w: F64, high_w: F64, allowance_w: float) -> F64:
         middle = (low + high) / 2
         fits = np.minimum(need_w, np.clip(middle, low_w, high_w)).sum() <= allowance_w
         low, high = (middle, high) if fits else (low, middle)
-    return np.clip(low, low_w, high_w)
+    return np.asarray(np.clip(low, low_w, high_w))
 
 
 def within(need_w: F64, low_w: F64, high_w: F64, limits: Sequence[Domain]) -> F64:

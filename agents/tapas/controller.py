@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...envs.actions import NOWHERE, ClusterAction
 from ..base import Heuristic, Task, View
@@ -12,7 +13,7 @@ from .history import History, profiled
 from .outlook import Forecaster, Outlook
 from .placement import best_slot
 from .reading import F64
-from .reconfiguration import caps
+from .reconfiguration import Variants, caps, in_flight
 from .routing import weights
 
 FORECAST = "point_30s_q0.9"
@@ -37,11 +38,13 @@ class Tapas(Heuristic):
         self._lifecycle = targets(task, np.ones(len(task.fleet), bool))
         self._idle_w = np.array([task.blueprint.deployments[d].power.idle_w for d in task.blueprint.initial])
         self._weights: dict[int, F64] = {}
+        self._variants: dict[int, Variants] = {}
 
     def forget(self, row: int) -> None:
         """Forgets the last episode of one row of a batch."""
         self.forecaster.forget(row)
         self._weights.pop(row, None)
+        self._variants.pop(row, None)
 
     def expected_w(self, view: View) -> F64 | None:
         """Power that each slot is expected to draw, watts (R,); by default what it drew last and a reserve."""
@@ -60,13 +63,24 @@ class Tapas(Heuristic):
         last = self._weights.get(view.row, np.ones(size))
         weight = weights(outlook.need_w, room_w, self._idle_w, steered, last)
         self._weights[view.row] = weight
+        cap_w = caps(self.task, outlook.need_w, outlook.thermal_w, hard, steered)
+        granted_w = np.minimum(cap_w, np.maximum(outlook.thermal_w, 0.0))
         return ClusterAction(
             router="least-outstanding",
             route_weight=weight,
-            cap_w=caps(self.task, outlook.need_w, outlook.thermal_w, hard, steered),
+            cap_w=cap_w,
             lifecycle=self._lifecycle,
+            concurrency=in_flight(self.task, outlook, room_w, self._idle_w),
+            variant=self._variant(view.row, outlook, granted_w),
             place=self._place(view, outlook),
         )
+
+    def _variant(self, row: int, outlook: Outlook, granted_w: F64) -> NDArray[np.int64] | None:
+        if "reconfigure" not in self.task.codec.groups:
+            return None
+        if row not in self._variants:
+            self._variants[row] = Variants(self.task, self._idle_w)
+        return self._variants[row].choose(outlook, granted_w)
 
     def _place(self, view: View, outlook: Outlook) -> int:
         """The slot for what waits for one, if anything does and there is one."""

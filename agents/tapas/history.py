@@ -60,17 +60,11 @@ class History:
             tenant=np.stack([t.tenant for t in ticks]),
         )
 
-    def part(self, ticks: slice) -> History:
-        """Some of its ticks, of which the first counts as the start of a run."""
-        first = self.first[ticks].copy()
-        first[:1] = True
-        columns = (self.power_w, self.temperature_c, self.inlet_c, self.outside_c, self.serving, self.tenant)
-        return History(self.tick_s, first, *(column[ticks] for column in columns))
-
 
 class Profiling(Heuristic):
-    """Serves with all slots and draws caps and weights anew every minute, by row and by slot: little is learnt of a
-    cluster that is always evenly loaded.
+    """Serves with all slots and draws caps and weights anew every minute, by row and by slot.
+
+    Little is learnt of a cluster that is always evenly loaded.
 
     Args:
         task: What may be known beforehand.

@@ -28,6 +28,9 @@ class Reading:
         serving: Slots that take requests (R,).
         tenant: Slots that foreign machines hold (R,).
         free: Slots that are empty or asleep (R,).
+        moving: Slots that load or drain (R,).
+        running: Requests in the batch (R,).
+        variant: What each slot holds, an index into ``Fleet.variants`` (R,); 0 where it is not told.
         budget_w: Lowest budget of the site within the announcement, watts.
         row_room_w: What the slot's row may draw more, the lowest within the announcement, watts (R,); endless where no
             row has a limit.
@@ -41,6 +44,9 @@ class Reading:
     serving: Mask
     tenant: Mask
     free: Mask
+    moving: Mask
+    running: F64
+    variant: NDArray[np.int64]
     budget_w: float
     row_room_w: F64
 
@@ -54,6 +60,11 @@ class Reading:
         def slot(name: str, missing: float) -> F64:
             return view.slot(name) if name in slots else np.full(size, missing)
 
+        variant = np.zeros(size, np.int64)
+        for r, names in enumerate(task.fleet.variants):
+            for number, name in enumerate(names):
+                if f"variant_{name}" in slots and view.slot(f"variant_{name}")[r] > 0:
+                    variant[r] = number
         rooms = [slot(f"row_headroom_in_{lead}s", np.inf) for lead in LEAD_TIMES_S]
         outside = [view.cluster(n) for lead in LEAD_TIMES_S if (n := f"outside_in_{lead}s") in cluster]
         return cls(
@@ -65,6 +76,9 @@ class Reading:
             serving=view.slot("is_serving") > 0,
             tenant=slot("is_tenant", 0.0) > 0,
             free=view.slot("is_empty") + view.slot("is_sleeping") > 0,
+            moving=view.slot("is_loading") + view.slot("is_draining") > 0,
+            running=view.slot("running"),
+            variant=variant,
             budget_w=min(view.cluster(f"budget_in_{lead}s") for lead in LEAD_TIMES_S),
             row_room_w=np.min(rooms, axis=0),
         )

@@ -12,7 +12,7 @@ from .history import History
 from .reading import F64, Mask
 
 BLUR = 1.0
-"""A spread of a column, in kelvin or watts, that tells nothing yet: what the history does not show stays at its prior."""
+"""A spread of a column, in kelvin or watts, that tells little: what the history does not show stays at its prior."""
 KNOTS = (1 / 3, 2 / 3)
 """Quantiles at which a line may bend: three regimes, as the paper finds them of inlets over outside temperature."""
 AIR_TAUS_S = (30.0, 60.0, 120.0, 240.0)
@@ -98,13 +98,14 @@ class InletRegression:
         coefficients, intercept_c = np.stack([c for c, _ in fits]), np.array([i for _, i in fits])
         errors = history.inlet_c - np.einsum("nrk,rk->nr", columns, coefficients) - intercept_c
         spread_k = float(np.quantile(np.abs(errors), SPREAD))
-        return cls(
-            tau_s, draft.outside_knots, draft.load_knots, coefficients, intercept_c, spread_k, row, server
-        )
+        return cls(tau_s, draft.outside_knots, draft.load_knots, coefficients, intercept_c, spread_k, row, server)
 
     def _columns(self, power_w: F64, outside_c: F64) -> F64:
         """(n, R, k) of smoothed power (n, R) and outside temperature (n,)."""
-        parts = [bent(power_w @ _mean_over(self._row), self.load_knots), (power_w @ _mean_over(self._server))[..., None]]
+        parts = [
+            bent(power_w @ _mean_over(self._row), self.load_knots),
+            (power_w @ _mean_over(self._server))[..., None],
+        ]
         if len(self.outside_knots):
             weather = bent(outside_c, self.outside_knots)
             parts.append(np.broadcast_to(weather[:, None], (*power_w.shape, weather.shape[-1])))
@@ -130,7 +131,7 @@ def _alike(places: Sequence[int]) -> Mask:
 
 def _mean_over(alike: Mask) -> F64:
     """Matrix that turns values of slots into means of their place, (R, R)."""
-    return alike / alike.sum(axis=0)
+    return np.asarray(alike / alike.sum(axis=0), np.float64)
 
 
 @dataclass(frozen=True, eq=False)

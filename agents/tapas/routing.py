@@ -28,10 +28,7 @@ def weights(need_w: F64, room_w: F64, idle_w: F64, serving: Mask, last: F64) -> 
     """
     room_w = np.where(serving, (room_w - idle_w).clip(min=0), 0.0)
     load_w = float((need_w - idle_w).clip(min=0)[serving].sum())
-    if room_w.sum() <= load_w:
-        shares = room_w
-    else:
-        shares = np.minimum(room_w, level(room_w, load_w))
+    shares = room_w if room_w.sum() <= load_w else np.minimum(room_w, level(room_w, load_w))
     if shares.max(initial=0.0) <= 0:
         return np.ones(len(need_w))
     wanted = np.where(serving, shares / shares.max(), 1.0)
