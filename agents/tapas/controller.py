@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ...envs.actions import NOWHERE, ClusterAction
 from ..base import Heuristic, Task, View
-from ..static import targets
+from ..static import first_fit, targets
 from .allowance import CAPPED, ROUTED, domains, within
 from .history import History, profiled
 from .outlook import Forecaster, Outlook
@@ -20,6 +24,10 @@ FORECAST = "point_30s_q0.9"
 """The forecast that the proactive version acts on: seldom exceeded."""
 
 
+Part = Literal["place", "route", "reconfigure"]
+PARTS: tuple[Part, ...] = ("place", "route", "reconfigure")
+
+
 class Tapas(Heuristic):
     """Places, routes and reconfigures by predicted temperature, power and airflow head-room.
 
@@ -30,10 +38,12 @@ class Tapas(Heuristic):
     Args:
         task: What may be known beforehand.
         history: Telemetry of earlier runs; by default that of a profiling run.
+        parts: What it does of all this; the rest is done as if nothing were known of heat and power.
     """
 
-    def __init__(self, task: Task, history: History | None = None) -> None:
+    def __init__(self, task: Task, history: History | None = None, parts: Sequence[Part] = PARTS) -> None:
         super().__init__(task)
+        self._parts = parts
         self.forecaster = Forecaster(task, profiled(task) if history is None else history)
         self._lifecycle = targets(task, np.ones(len(task.fleet), bool))
         self._idle_w = np.array([task.blueprint.deployments[d].power.idle_w for d in task.blueprint.initial])
@@ -63,16 +73,22 @@ class Tapas(Heuristic):
         last = self._weights.get(view.row, np.ones(size))
         weight = weights(outlook.need_w, room_w, self._idle_w, steered, last)
         self._weights[view.row] = weight
+        action = ClusterAction(
+            router="least-outstanding",
+            route_weight=weight if "route" in self._parts else np.ones(size),
+            cap_w=tdp_w,
+            lifecycle=self._lifecycle,
+            place=self._place(view, outlook) if "place" in self._parts else first_fit(self.task, view),
+        )
+        if "reconfigure" not in self._parts:
+            return action
         cap_w = caps(self.task, outlook.need_w, outlook.thermal_w, hard, steered)
         granted_w = np.minimum(cap_w, np.maximum(outlook.thermal_w, 0.0))
-        return ClusterAction(
-            router="least-outstanding",
-            route_weight=weight,
+        return replace(
+            action,
             cap_w=cap_w,
-            lifecycle=self._lifecycle,
             concurrency=in_flight(self.task, outlook, room_w, self._idle_w),
             variant=self._variant(view.row, outlook, granted_w),
-            place=self._place(view, outlook),
         )
 
     def _variant(self, row: int, outlook: Outlook, granted_w: F64) -> NDArray[np.int64] | None:

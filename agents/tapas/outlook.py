@@ -16,7 +16,7 @@ AHEAD_S = 60
 """How far inlets are looked ahead: about what they need to follow a change of the load."""
 FORGIVES_S = 180.0
 """Time constant with which a failure of the cooling is taken to be over."""
-RISE = 0.9
+RISE = 0.93
 """Quantile of the rises of power from tick to tick that is kept in reserve."""
 PEAK = 0.9
 """Quantile of power that counts as a machine's peak."""
@@ -134,6 +134,10 @@ class Forecaster:
         """Forgets the episode in this row of a batch."""
         self._memories.pop(row, None)
 
+    def _known(self, row: int) -> bool:
+        """Whether this row has been read; what comes before the first second has power 0 and does not count."""
+        return row in self._memories and bool(self._memories[row].air_w.any())
+
     def look(self, view: View, power_w: F64 | None = None) -> Outlook:
         """Reads and predicts.
 
@@ -142,7 +146,9 @@ class Forecaster:
             power_w: Power that each slot is expected to draw, watts (R,); by default what it drew last and a reserve.
         """
         task, now = self.task, Reading.of(self.task, view)
-        memory = self._memories.setdefault(view.row, Memory(now))
+        if not self._known(view.row):
+            self._memories[view.row] = Memory(now)
+        memory = self._memories[view.row]
         tick_s = task.scenario.tick_s
         memory.die_w = _closer(memory.die_w, now.power_w, tick_s / self.dies.tau_s)
         inlet_c = explained_c = now.inlet_c

@@ -2,5 +2,7 @@
 
 from __future__ import annotations
 
-SUITES: dict[str, str] = {}
+SUITES: dict[str, str] = {
+    "tapas": "tapas:run",
+}
 """Add your own here; see :class:`~llmcluster.experiments.suites.suite.SuiteResult`."""
