@@ -121,7 +121,7 @@ def test_tenants_go_to_the_row_with_power_and_to_the_place_that_is_cool(
     nobody = np.zeros(size, bool)
     quiet = replace(outlook, mean_w=np.full(size, 100.0), reading=replace(outlook.reading, tenant=nobody))
     everywhere = np.arange(size)
-    full = replace(quiet, mean_w=np.where(row == 1, 100.0, 480.0))
+    full = replace(quiet, mean_w=np.where(row == 1, 100.0, 480.0), inlet_c=np.full(size, 20.0))
     assert row[best_slot(forecaster, full, everywhere, tenant=True)] == 1
     hot = replace(quiet, inlet_c=np.where(row == 2, 30.0, 55.0))
     assert row[best_slot(forecaster, hot, everywhere, tenant=True)] == 2
