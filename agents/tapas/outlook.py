@@ -16,7 +16,7 @@ AHEAD_S = 60
 """How far inlets are looked ahead: about what they need to follow a change of the load."""
 FORGIVES_S = 180.0
 """Time constant with which a failure of the cooling is taken to be over."""
-RISE = 0.93
+RISE = 0.95
 """Quantile of the rises of power from tick to tick that is kept in reserve."""
 PEAK = 0.9
 """Quantile of power that counts as a machine's peak."""
