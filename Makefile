@@ -6,7 +6,7 @@ STEPS ?= 100000
 DEMO := runs/demo$(if $(WORKLOAD),-$(shell printf %s "$(WORKLOAD)" | cksum | cut -d ' ' -f 1))
 TRACE := $(if $(WORKLOAD),--workload "$(WORKLOAD)")
 
-.PHONY: forecaster help demo install install-dev test test-all lint format type docs fidelity artefacts clean
+.PHONY: forecaster forecasts help demo install install-dev test test-all lint format type docs fidelity artefacts clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -57,6 +57,9 @@ fidelity: install-dev  ## Rebuild docs/fidelity.md: validate every measured sour
 
 forecaster: install-dev  ## Train the shipped forecaster anew: after any change of the physics (takes some minutes)
 	$(BIN)/python -m llmcluster.experiments.write_artefacts
+
+forecasts: install-dev  ## Measure all models on the published series anew (needs LLMCLUSTER_DATA; takes half an hour)
+	$(BIN)/python -m llmcluster.experiments.write_forecast_scores
 
 artefacts: install-dev  ## Refit the shipped figures and rerun docs/results.md (needs LLMCLUSTER_DATA; takes half an hour)
 	$(BIN)/python -m llmcluster.experiments.fit_workload $${LLMCLUSTER_DATA:-../shared/data}/azure_llm_2023/*_conv.csv \

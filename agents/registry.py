@@ -7,8 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from ..simulator.errors import InputError
-from . import best_constant, proactive
+from . import best_constant, greedy_energy, proactive
 from .base import Agent, Task
+from .greedy_energy import GreedyEnergy
+from .offline_optimal import agent as offline_optimal
+from .offline_optimal.agent import OfflineOptimal
 from .proactive import FollowPower
 from .scaling import Clairvoyant, FollowLoad, tuned_over
 from .static import LeastOutstanding, Random, RoundRobin, UniformCap
@@ -21,6 +24,8 @@ AGENTS: dict[str, Callable[[Task], Agent]] = {
     "uniform-cap": UniformCap,
     "follow-load": FollowLoad,
     "follow-power": FollowPower,
+    "greedy-energy": GreedyEnergy,
+    "offline-optimal": OfflineOptimal,
     "clairvoyant": Clairvoyant,
     "tapas": Tapas,
     "tapas-forecast": ForecastTapas,
@@ -31,6 +36,8 @@ CANDIDATES: dict[str, Callable[[Task], Mapping[str, Agent]]] = {
     "best-constant": best_constant.candidates,
     "follow-load": partial(tuned_over, FollowLoad),
     "follow-power": proactive.candidates,
+    "greedy-energy": greedy_energy.candidates,
+    "offline-optimal": offline_optimal.candidates,
     "clairvoyant": partial(tuned_over, Clairvoyant),
 }
 """Agents of which an evaluation first chooses the best candidate on validation traffic; see ``experiments/tune.py``."""

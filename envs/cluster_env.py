@@ -60,7 +60,7 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
     The sum of ``info["reward_terms"]``: energy (cost), output tokens of requests that met their SLO, SLO misses (cost),
     overshoot of the budget and of the rows' limits (cost), pending instances (cost), and the price and the CO₂ of the
     energy (costs), each about 1 at full load times its weight. ``info["cost"]`` is the constraint cost: overshoot of
-    all limits plus missed requests, without weights.
+    all limits plus the share of requests that missed plus tripped breakers and servers shed, without weights.
 
     ## Episode
     Starts as the scenario says; never terminates; is truncated after ``horizon_s``.
@@ -197,7 +197,10 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
         over_j = outcome.over_budget_j + sum(outcome.over_rows_j)
         info = {
             "reward_terms": terms,
-            "cost": over_j / (self._tdp_w * self.scenario.tick_s) + misses / max(outcome.left, 1),
+            "cost": over_j / (self._tdp_w * self.scenario.tick_s)
+            + misses / max(outcome.left, 1)
+            + outcome.trips
+            + outcome.sheds,
             "action_mask": self.action_masks(),
             "time_s": float(self._ticks * self.scenario.tick_s),
             "energy_j": outcome.energy_j,
@@ -207,6 +210,9 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
             "over_rows_j": list(outcome.over_rows_j),
             "energy_cost": outcome.energy_cost,
             "carbon_g": outcome.carbon_g,
+            "trips": outcome.trips,
+            "sheds": outcome.sheds,
+            "braked_s": outcome.braked_s,
         }
         return observation, float(sum(terms.values())), False, self._ticks >= self.scenario.ticks, info
 

@@ -66,7 +66,8 @@ def senses_of(scenario: Scenario, fleet: Fleet) -> Senses:
     slots: list[Sense] = []
     cluster: list[Sense] = []
     rows, grid, groups = scenario.cluster.rows, scenario.grid, scenario.actions.groups
-    if scenario.faults:
+    protection = _protection(scenario)
+    if scenario.faults or protection or scenario.budget.shed:
         slots.append(Sense((Feature("is_failed", ""),), lambda now: [(now.status == FAILED).astype(np.float64)]))
     if scenario.tenants is not None:
         slots.append(Sense((Feature("is_tenant", ""),), lambda now: [(now.status == TENANT).astype(np.float64)]))
@@ -78,6 +79,7 @@ def senses_of(scenario: Scenario, fleet: Fleet) -> Senses:
         total_w = float(fleet.cap_max_w.sum())
         ahead = tuple(Feature(f"row_headroom_in_{lead}s", "W", total_w) for lead in LEAD_TIMES_S)
         slots.append(Sense(ahead, lambda now: _there(now.row_headroom_w)))
+    slots += protection
     if "concurrency" in groups:
         limit = Feature("in_flight_limit", "requests", float(fleet.max_num_seqs))
         slots.append(Sense((limit,), lambda now: [_there(now.in_flight_limit)]))
@@ -93,6 +95,19 @@ def senses_of(scenario: Scenario, fleet: Fleet) -> Senses:
         grams = _ahead("carbon", "g/kWh", carbon.scale, carbon)
         cluster.append(Sense(grams, lambda now: _there(now.carbon_g_per_kwh)[: len(grams)]))
     return Senses(tuple(slots), tuple(cluster))
+
+
+def _protection(scenario: Scenario) -> list[Sense]:
+    """How near breakers are to a trip, and who is under a brake."""
+    rows, found = scenario.cluster.rows, []
+    racks = [rack for row in rows for rack in row.racks]
+    if any(rack.breaker for rack in racks):
+        found.append(Sense((Feature("rack_breaker", ""),), lambda now: [_there(now.rack_breaker)]))
+    if any(row.breaker for row in rows):
+        found.append(Sense((Feature("row_breaker", ""),), lambda now: [_there(now.row_breaker)]))
+    if any(row.brake for row in rows) or any(s.power_limit_share for rack in racks for s in rack.servers):
+        found.append(Sense((Feature("is_braked", ""),), lambda now: [np.asarray(now.braked, np.float64)]))
+    return found
 
 
 def _variants(fleet: Fleet) -> Sense:

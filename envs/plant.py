@@ -16,8 +16,9 @@ from ..simulator.kernels.state import EMPTY, LOADING, SLEEPING
 from ..simulator.lifecycle import Target
 from ..simulator.limits import PowerLimit
 from ..simulator.metrics import SloLimits, Summary, met_slo, overdue, summarize
+from ..simulator.protection import Protection
 from ..simulator.reference.observer import Observer
-from ..simulator.signals import PiecewiseLinear
+from ..simulator.signals import PiecewiseLinear, constant
 from ..simulator.snapshot import Snapshot, fingerprint, generator_from, generator_state
 from ..simulator.tenants import Tenants
 from ..simulator.units import J_PER_KWH, PS_PER_S, to_ps
@@ -26,6 +27,7 @@ from .actions import KEEP, NOWHERE, ClusterAction
 from .scenario import Scenario
 from .telemetry import F64, I64, LEAD_TIMES_S, NOBODY_ASKS, TENANT_ASKS, Fleet, Telemetry
 from .world import World, draw_world
+from .world_spec import USUAL_CARBON_G_PER_KWH, USUAL_PRICE_PER_KWH
 
 FREE = (EMPTY, SLEEPING)
 """States of a slot that an instance or a tenant may take, those that lose nothing first."""
@@ -46,6 +48,9 @@ class TickOutcome:
         over_rows_j: Energy above the limit of each row that has one.
         energy_cost: Price of the energy, 0 without a price.
         carbon_g: Its CO₂, grams, 0 without a carbon intensity.
+        trips: Breakers that opened.
+        sheds: Servers that the site switched off.
+        braked_s: Seconds of slots under a power brake.
     """
 
     energy_j: float
@@ -58,6 +63,9 @@ class TickOutcome:
     over_rows_j: tuple[float, ...] = ()
     energy_cost: float = 0.0
     carbon_g: float = 0.0
+    trips: int = 0
+    sheds: int = 0
+    braked_s: int = 0
 
 
 def fleet_of(blueprint: Blueprint) -> Fleet:
@@ -112,9 +120,10 @@ class SimulatedPlant:
         self._world_rngs = [generator_state(budget_rng), generator_state(world_rng)]
         self.world = world = self._drawn_world(blueprint)
         facility = Facility(blueprint.spec, blueprint.slots, world.outside_c, world.airflow)
+        guards = Protection(blueprint.spec, blueprint.slots, blueprint.cap_max_w, world.feeds, scenario.budget.shed)
         expected_s = scenario.horizon_s + 64
         self.cluster = Cluster(
-            blueprint, requests, cluster_rng, expected_s, scenario.faults, facility, engine, observer
+            blueprint, requests, cluster_rng, expected_s, scenario.faults, facility, engine, observer, guards
         )
         self.limits = slo_limits(scenario)
         self.pending: deque[int] = deque()
@@ -244,6 +253,7 @@ class SimulatedPlant:
             over_rows_j=tuple(over_rows_w.sum(axis=0).tolist()),
             energy_cost=_billed(power_w, self.world.price_per_kwh, seconds),
             carbon_g=_billed(power_w, self.world.carbon_g_per_kwh, seconds),
+            **cluster.protection.tally(int(second - tick), int(second))._asdict(),
         )
 
     def read(self) -> Telemetry:
@@ -295,6 +305,9 @@ class SimulatedPlant:
             carbon_g_per_kwh=_at(world.carbon_g_per_kwh, ahead_s),
             in_flight_limit=np.minimum(slots["limit"], self._fleet.max_num_seqs).astype(np.float64),
             variant=self._variants[np.arange(len(self._fleet)), slots["deployment"]],
+            rack_breaker=cluster.protection.heat("rack"),
+            row_breaker=cluster.protection.heat("row"),
+            braked=cluster.protection.is_braked(int(now_s)),
         )
 
     def foresee(self, seconds: int) -> F64:
@@ -312,7 +325,7 @@ class SimulatedPlant:
         return ahead_w
 
     def summary(self, warmup_s: int = 0, until_s: int | None = None) -> Summary:
-        """Results so far, see :func:`summarize`."""
+        """Results so far, see :func:`summarize`; at average price and carbon intensity where the scenario has none."""
         seconds, world = np.arange(len(self.cluster.history)), self.world
         return summarize(
             self.cluster,
@@ -321,8 +334,8 @@ class SimulatedPlant:
             warmup_s,
             until_s,
             over_rows_w=world.rows.over_w(self.cluster.history.column("energy_j"), seconds),
-            price_per_kwh=_at(world.price_per_kwh, seconds),
-            carbon_g_per_kwh=_at(world.carbon_g_per_kwh, seconds),
+            price_per_kwh=(world.price_per_kwh or constant(USUAL_PRICE_PER_KWH)).at(seconds),
+            carbon_g_per_kwh=(world.carbon_g_per_kwh or constant(USUAL_CARBON_G_PER_KWH)).at(seconds),
         )
 
     @cached_property
@@ -361,6 +374,7 @@ class SimulatedPlant:
         self._world_rngs = state["world_rngs"]
         self.world = self._drawn_world(self.cluster.blueprint)
         self.cluster.facility.outside_c, self.cluster.facility.airflow = self.world.outside_c, self.world.airflow
+        self.cluster.protection.feeds = self.world.feeds
         if self.tenants is not None:
             self.tenants.restore_state(state["tenants"])
         self.pending.clear()

@@ -85,6 +85,10 @@ class Telemetry:
         carbon_g_per_kwh: Carbon intensity now and ahead, grams (3,); where it counts.
         in_flight_limit: Requests that each slot has in flight at most (R,); `max_num_seqs` without a limit.
         variant: What each slot holds or held last, an index into ``Fleet.variants`` (R,).
+        rack_breaker: How near the breaker of each slot's rack is to a trip (R,): 0 cold, 1 tripped. No meter tells it:
+            it follows from the rack's power and the breaker's curve, as in the simulator.
+        row_breaker: The same of its row's (R,).
+        braked: Whether each slot is under a power brake, bool (R,); NVML tells it.
     """
 
     power_w: F64
@@ -114,6 +118,9 @@ class Telemetry:
     carbon_g_per_kwh: F64 | None = None
     in_flight_limit: F64 | None = None
     variant: I64 | None = None
+    rack_breaker: F64 | None = None
+    row_breaker: F64 | None = None
+    braked: NDArray[np.bool_] | None = None
 
 
 class Plant(Protocol):

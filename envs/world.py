@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..simulator.blueprint import Blueprint
-from ..simulator.limits import Cut, PowerLimit, RowLimits, outage
-from ..simulator.signals import PiecewiseLinear, SignalSpec, constant, random_holds, through
+from ..simulator.limits import Cut, Feeds, PowerLimit, RowLimits, outage
+from ..simulator.signals import PiecewiseLinear, SignalSpec, random_holds, through
 from .scenario import Scenario
 from .telemetry import LEAD_TIMES_S
 from .world_spec import EventSpec, Span
@@ -21,6 +21,7 @@ class World:
     Attributes:
         budget: Power limit of the site.
         rows: Power limits of the rows.
+        feeds: The same, and the ratings of the rows' breakers.
         airflow: Shares that each row's airflow is multiplied with, one for each event that befalls it.
         outside_c: Outside temperature, °C, where it matters.
         price_per_kwh: Price of electricity, where there is one.
@@ -29,6 +30,7 @@ class World:
 
     budget: PowerLimit
     rows: RowLimits
+    feeds: Feeds
     airflow: tuple[tuple[PiecewiseLinear, ...], ...]
     outside_c: PiecewiseLinear | None
     price_per_kwh: PiecewiseLinear | None
@@ -64,26 +66,28 @@ def draw_world(
     row_cuts: list[list[Cut]] = [[] for _ in scenario.cluster.rows]
     airflow: list[list[PiecewiseLinear]] = [[] for _ in scenario.cluster.rows]
     for event in scenario.events:
-        cut, row = _happening(event, len(row_cuts), next(children))
+        loss, row = _happening(event, len(row_cuts), next(children))
         befallen = range(len(row_cuts)) if row is None else (row,)
         if event.kind == "cooling-failure":
             for i in befallen:
-                airflow[i].append(cut.left)
+                airflow[i].append(loss.left)
         elif row is None:
-            site_cuts.append(cut)
+            site_cuts.append(loss)
         else:
-            row_cuts[row].append(cut)
+            row_cuts[row].append(loss)
     tdp_w, row_of = blueprint.cap_max_w, np.array([s.row for s in blueprint.slots])
     planned_w = _budget_w(scenario, float(tdp_w.sum()), duration_s, budget_rng)
-    limits = [
-        PowerLimit(constant(share * float(tdp_w[row_of == i].sum())), tuple(row_cuts[i]))
-        if (share := row.power_limit_share) is not None
-        else None
-        for i, row in enumerate(scenario.cluster.rows)
-    ]
+    usual = Feeds.of(scenario.cluster, np.arange(len(row_cuts))[:, None] == row_of, tdp_w)
+
+    def cut(limits: tuple[PowerLimit | None, ...]) -> tuple[PowerLimit | None, ...]:
+        return tuple(limit and PowerLimit(limit.planned_w, tuple(row_cuts[i])) for i, limit in enumerate(limits))
+
+    site = PowerLimit(planned_w, tuple(site_cuts))
+    feeds = Feeds(cut(usual.rows), cut(usual.breakers), site)
     return World(
-        budget=PowerLimit(planned_w, tuple(site_cuts)),
-        rows=RowLimits(limits, row_of, tdp_w),
+        budget=site,
+        rows=RowLimits(feeds.rows, row_of, tdp_w),
+        feeds=feeds,
         airflow=tuple(tuple(shares) for shares in airflow),
         outside_c=outside_c,
         price_per_kwh=price,

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ..simulator.protection import ShedSpec
 from ..simulator.signals import Points, SignalSpec, ascend
 
 Span = float | tuple[float, float]
@@ -27,6 +28,7 @@ class BudgetSpec(Spec):
     schedule: Points = Field(
         default=(), description="Breakpoints `[[t_s, share], …]` in place of the levels; equal times make a step."
     )
+    shed: ShedSpec | None = Field(default=None, description="What the site does above it; by default it only counts.")
 
     @model_validator(mode="after")
     def _shares_hold(self) -> BudgetSpec:
@@ -73,8 +75,15 @@ class EventSpec(Spec):
         return self
 
 
+USUAL_PRICE_PER_KWH = 0.0806
+"""What industrial customers in the US paid on average in 2023, dollars (EIA, Electric Power Monthly, March 2024)."""
+USUAL_CARBON_G_PER_KWH = 390.0
+"""CO₂ of the electricity generated in the US in 2022: 1,650 Mt for 4,231 TWh (EIA, State Electricity Profiles, tables 5
+and 7)."""
+
+
 class GridSpec(Spec):
-    """The electricity that the GPUs use."""
+    """The electricity that the GPUs use. Where nothing is said, results alone are told at averages of the US."""
 
     price_per_kwh: SignalSpec | None = Field(default=None, description="Price, in a currency of your choice.")
     carbon_g_per_kwh: SignalSpec | None = Field(default=None, description="Carbon intensity, grams of CO₂.")

@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 
 from ..simulator.files import whole
 from .results import Evaluation
-from .table import CLAIRVOYANT_NOTE, COLUMNS, Column, Row, caption, formatted, reference_of, rows
+from .table import CLAIRVOYANT_NOTE, Column, Row, caption, formatted, reference_of, rows, told
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6d31", "#666666")
 """Okabe and Ito's colours, which the colour-blind tell apart; symbols tell agents apart when they come round again."""
@@ -108,9 +108,10 @@ def render(evaluation: Evaluation, seed: int = 0, reference: str | None = None) 
 
 
 def _table(table: list[Row]) -> str:
-    """Two tables, each as wide as a page."""
+    """Several tables, each as wide as a page."""
     text = ""
-    for columns in (COLUMNS[:6], COLUMNS[6:]):
+    shown = told(table)
+    for columns in (shown[first : first + 7] for first in range(0, len(shown), 7)):
         head = "".join(f"<th>{escape(', '.join(filter(None, (c.title, c.unit))))}</th>" for c in columns)
         lines = "".join(_line(row, columns) for row in table)
         head = f"<thead><tr><th>agent</th>{head}</tr></thead>"

@@ -43,9 +43,17 @@ def print_summary(result: dict[str, Any], console: Console) -> None:
     )
     if result["over_rows_s"]:
         console.print(f"a row above its power limit for {result['over_rows_s']:,.0f} s")
-    bills = {"costs {:,.3f}": result["energy_cost"], "{:,.0f} g of CO₂": result["carbon_g"]}
-    if known := ", ".join(text.format(amount) for text, amount in bills.items() if amount is not None):
-        console.print(f"energy: {known}")
+    happened = {
+        "{:,} breaker(s) tripped": result["trips"],
+        "{:,} server(s) shed": result["sheds"],
+        "{:,.0f} slot-seconds under a power brake": result["braked_s"],
+        "{:,.0f} throttled by heat": result["throttled_s"],
+    }
+    if told := ", ".join(text.format(count) for text, count in happened.items() if count):
+        console.print(told)
+    console.print(f"energy: costs {result['energy_cost']:,.3f}, {result['carbon_g']:,.0f} g of CO₂")
+    if result["quality"] is not None:
+        console.print(f"quality of the models that answered: {result['quality']:.1%}")
     for deployment, told in result["confidence"].items():
         console.print(f"{deployment}: {told['text']}", style="dim")
     console.print(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,17 @@ COLUMNS = (
     Column("tpot_p99", "TPOT p99", "ms", 1),
     Column("mean_power", "mean power", "W", 0),
     Column("peak_power", "peak power", "W", 0),
+    Column("energy_cost", "cost", "", 3),
+    Column("carbon", "CO₂", "g", 0),
+    Column("quality", "quality", "%", 1),
+    Column("over_rows", "rows over", "s", 1),
+    Column("throttled", "throttled", "slot·s", 0),
+    Column("braked", "braked", "slot·s", 0),
+    Column("trips", "trips", "", 2),
+    Column("sheds", "shed", "servers", 2),
 )
+LAST_OF_ALL = next(column for column in COLUMNS if column.key == "carbon")
+"""The last column that is shown in any case."""
 FIGURES: Mapping[str, Callable[[Episode], float]] = {
     "reward": lambda e: e.reward,
     "goodput": lambda e: e.summary.goodput_tokens_per_s,
@@ -66,6 +76,14 @@ FIGURES: Mapping[str, Callable[[Episode], float]] = {
     "tpot_p99": lambda e: 1000 * e.summary.tpot_s.p99,
     "mean_power": lambda e: e.summary.mean_power_w,
     "peak_power": lambda e: e.summary.peak_power_w,
+    "energy_cost": lambda e: e.summary.energy_cost,
+    "carbon": lambda e: e.summary.carbon_g,
+    "quality": lambda e: 100 * e.summary.quality,
+    "over_rows": lambda e: e.summary.over_rows_s,
+    "throttled": lambda e: e.summary.throttled_s,
+    "braked": lambda e: e.summary.braked_s,
+    "trips": lambda e: e.summary.trips,
+    "sheds": lambda e: e.summary.sheds,
 }
 """A figure of one episode, in its column's unit. Latency percentiles are the episode's own; tables show their mean."""
 
@@ -130,6 +148,13 @@ def rows(evaluation: Evaluation, seed: int = 0, reference: str | None = None) ->
     return table
 
 
+def told(table: Sequence[Row]) -> tuple[Column, ...]:
+    """The columns that tell something: where nothing ever tripped, say, nobody needs a column of zeros."""
+    first = COLUMNS.index(LAST_OF_ALL) + 1
+    others = (c for c in COLUMNS[first:] if any(np.nan_to_num(row.values[c.key]).any() for row in table))
+    return (*COLUMNS[:first], *others)
+
+
 def reference_of(evaluation: Evaluation, reference: str | None) -> str:
     """The agent that others are compared with: the one named, or the first."""
     if not evaluation.agents:
@@ -171,9 +196,10 @@ def print_table(evaluation: Evaluation, console: Console, seed: int = 0, referen
     lines = rows(evaluation, seed, reference)
     console.print(Text(caption(evaluation, reference)))
     fitting = max(1, (console.width - AGENT_WIDTH) // FIGURE_WIDTH)
-    each = math.ceil(len(COLUMNS) / math.ceil(len(COLUMNS) / fitting))
-    for first in range(0, len(COLUMNS), each):
-        columns = COLUMNS[first : first + each]
+    shown = told(lines)
+    each = math.ceil(len(shown) / math.ceil(len(shown) / fitting))
+    for first in range(0, len(shown), each):
+        columns = shown[first : first + each]
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("agent", min_width=AGENT_WIDTH - 2)
         for column in columns:

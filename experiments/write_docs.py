@@ -17,12 +17,14 @@ from ..envs.cluster_env import LLMClusterEnv
 from ..envs.features import Feature, senses_of
 from ..envs.scenario import ActionSpec, RewardSpec, Scenario, SloSpec, load_scenario, scenario_names
 from ..envs.world_spec import BudgetSpec, EventSpec, GridSpec, InstancesSpec
+from ..simulator.breakers import BreakerSpec
 from ..simulator.catalog import Catalog
 from ..simulator.faults import RandomFault, ScheduledFault
 from ..simulator.files import whole
+from ..simulator.protection import ShedSpec
 from ..simulator.signals import SignalSpec
 from ..simulator.tenants import TenantsSpec
-from ..simulator.topology import AirSpec, ClusterSpec, EngineSpec, RowSpec, ServerSpec, VariantSpec
+from ..simulator.topology import AirSpec, ClusterSpec, EngineSpec, RackSpec, RowSpec, ServerSpec, VariantSpec
 from ..simulator.workload.spec import StreamSpec
 
 SCENARIO_PARTS: dict[str, type[BaseModel]] = {
@@ -30,12 +32,15 @@ SCENARIO_PARTS: dict[str, type[BaseModel]] = {
     "cluster": ClusterSpec,
     "cluster.air": AirSpec,
     "cluster.rows[]": RowSpec,
+    "cluster.rows[].racks[]": RackSpec,
+    "cluster.rows[].breaker, cluster.rows[].racks[].breaker": BreakerSpec,
     "cluster.rows[].racks[].servers[]": ServerSpec,
     "cluster.variants[]": VariantSpec,
     "cluster.engine": EngineSpec,
     "workload, workload.streams[]": StreamSpec,
     "slo.NAME": SloSpec,
     "budget": BudgetSpec,
+    "budget.shed": ShedSpec,
     "events[]": EventSpec,
     "grid": GridSpec,
     "outside_c, grid.price_per_kwh, grid.carbon_g_per_kwh": SignalSpec,

@@ -90,7 +90,7 @@ def _is_plain(row: Row) -> bool:
 
 def _result(document: Document, data: Path, docs: Path, progress: Progress) -> Result:
     source, files, catalog = load(document.source), document.paths(data), Catalog.builtin()
-    rows = read(source, files)
+    rows = read(source, files, catalog)
     task = progress.add_task(document.source, total=len(rows))
     validation = validate(source, rows, catalog, SEED, lambda done: progress.update(task, completed=done))
     figure = f"{FIGURES}/fidelity-{document.source}.png"

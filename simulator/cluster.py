@@ -38,6 +38,7 @@ from .kernels.state import (
     Tables,
 )
 from .lifecycle import Lifecycle
+from .protection import BRAKE_CLOCK, Protection
 from .reference.observer import Observer
 from .routing import Router
 from .rows import rows_of
@@ -73,6 +74,7 @@ class Cluster:
         facility: What sets the inlet temperatures; by default nothing but place and the servers' own heat does.
         engine: ``compiled``, or ``reference``: SimPy, one event per iteration, to the same result.
         observer: Is told of everything as it happens; needs the reference engine.
+        protection: What happens above power limits; by default what the specification says.
 
     Raises:
         InputError: The workload names a model that the cluster does not have, or a fault a place.
@@ -88,6 +90,7 @@ class Cluster:
         facility: Facility | None = None,
         engine: EngineName = "compiled",
         observer: Observer | None = None,
+        protection: Protection | None = None,
     ) -> None:
         self.blueprint = blueprint
         self.requests = requests
@@ -102,7 +105,14 @@ class Cluster:
         life_rng, route_rng, fault_rng = rng.spawn(3)
         self.engine.cursor[C_SEED] = route_rng.integers(2**62)
         most_w = np.array([d.power.cap_max_w for d in blueprint.deployments])
-        self._settings = Settings(self.agenda, self.engine.slots, blueprint.cap_ps, blueprint.lock_ps, most_w)
+        self._settings = Settings(
+            self.agenda,
+            self.engine.slots,
+            blueprint.cap_ps,
+            blueprint.lock_ps,
+            self._steps(np.full(len(blueprint.slots), BRAKE_CLOCK)),
+            most_w,
+        )
         self.lifecycle = Lifecycle(
             self.agenda,
             self.engine.slots,
@@ -114,6 +124,7 @@ class Cluster:
             self._current.evict,
         )
         self.facility = facility or Facility(blueprint.spec, blueprint.slots)
+        self.protection = protection or Protection(blueprint.spec, blueprint.slots, blueprint.cap_max_w)
         self.faults = Faults(faults, blueprint.slots, self.agenda, self.lifecycle, fault_rng)
         self._now_ps, self._changed = 0, True
         self._update_inlets(np.zeros(len(blueprint.slots)))
@@ -213,15 +224,18 @@ class Cluster:
 
         It holds after the GPU's transition time.
         """
-        slots, ladder = self.engine.slots, self.engine.ladder
         ratios = self._per_slot("ratio", ratio)
         if not ((ratios >= 0) & (ratios <= 1)).all():
             raise InputError("ratio", f"{ratios.tolist()} are not all shares", "Give shares from 0 to 1")
-        clocks = ladder[slots["deployment"], CLOCK]
+        self._settings.lock(self._now_ps, self._steps(ratios))
+
+    def _steps(self, ratios: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The highest step of each slot's clock ladder that does not exceed a ratio, or else the lowest."""
+        clocks = self.engine.ladder[self.engine.slots["deployment"], CLOCK]
         steps = [
             np.searchsorted(own, limit + 1e-9, side="right") - 1 for own, limit in zip(clocks, ratios, strict=True)
         ]
-        self._settings.lock(self._now_ps, np.maximum(np.array(steps, np.int64), 0))
+        return np.maximum(np.array(steps, np.int64), 0)
 
     def _per_slot(self, name: str, values: ArrayLike) -> NDArray[np.float64]:
         """Numbers for every slot, or one for all; raises `InputError` unless they are."""
@@ -295,8 +309,8 @@ class Cluster:
 
     def next_stop(self, until_ps: int) -> int:
         """Time to which the engine alone can go on the way to ``until_ps``."""
-        due = self.world.peek()
-        return int(min(until_ps, max(due, self._now_ps), (self._now_ps // INLETS_PS + 1) * INLETS_PS))
+        due, look_ps = self.world.peek(), PS_PER_S if self.protection.is_needed else INLETS_PS
+        return int(min(until_ps, max(due, self._now_ps), (self._now_ps // look_ps + 1) * look_ps))
 
     def take_changes(self) -> bool:
         """Whether control has changed anything since the engine was last run; asked once, before it is."""
@@ -310,8 +324,17 @@ class Cluster:
             self.history.take(self.engine.bins, now_ps // PS_PER_S, self.engine.slots["status"])
             if now_ps % INLETS_PS == 0:
                 self._update_inlets(self.history.column("energy_j", INLETS_PS // PS_PER_S).mean(axis=0))
+            if now_ps % PS_PER_S == 0 and self.protection.is_needed:
+                self._protect(now_ps // PS_PER_S)
         if self.world.peek() <= now_ps:
             self._enter_simpy(now_ps)
+
+    def _protect(self, second: int) -> None:
+        """Lets the limits on power have their consequences for the second that has just passed."""
+        for strike in self.protection.look(second - 1, self.history.column("energy_j", 1)[0]):
+            self._enter_simpy(self._now_ps)
+            self.lifecycle.fail(*strike.slots, repair_ps=strike.repair_ps)
+        self._settings.brake(self.protection.is_braked(second))
 
     @property
     def is_compiled(self) -> bool:
@@ -390,6 +413,7 @@ class Cluster:
                 "faults": self.faults.save_state(),
                 "settings": self._settings.save_state(),
                 "facility": self.facility.save_state(),
+                "protection": self.protection.save_state(),
             },
         )
 
@@ -414,6 +438,7 @@ class Cluster:
         self.faults.restore_state(state["faults"])
         self._settings.restore_state(state["settings"])
         self.facility.restore_state(state["facility"])
+        self.protection.restore_state(state["protection"])
 
     def _enter_simpy(self, now_ps: int) -> None:
         self._changed = True

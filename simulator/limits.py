@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .signals import PiecewiseLinear
+from .signals import PiecewiseLinear, constant
+from .topology import ClusterSpec
 
 F64 = NDArray[np.float64]
 
@@ -114,3 +115,37 @@ class RowLimits:
             limit_w[:, row] = limit.foreseen(now_s, ahead_s)
         headroom_w: F64 = (limit_w - self._of_slot @ power_w)[:, self._row]
         return headroom_w
+
+
+@dataclass(frozen=True)
+class Feeds:
+    """Power limits over time, where there are any.
+
+    Attributes:
+        rows: Of each row.
+        breakers: Rating of each row's breaker.
+        site: Of the site.
+    """
+
+    rows: tuple[PowerLimit | None, ...]
+    breakers: tuple[PowerLimit | None, ...]
+    site: PowerLimit | None = None
+
+    @classmethod
+    def of(cls, spec: ClusterSpec, of_slot: NDArray[np.bool_], tdp_w: F64) -> Feeds:
+        """Those of a specification, whatever the world brings.
+
+        Args:
+            spec: The cluster.
+            of_slot: Whether each slot stands in each row, (rows, R).
+            tdp_w: Highest power of each slot, watts (R,).
+        """
+
+        def limit(share: float | None, tdp_w: float) -> PowerLimit | None:
+            return None if share is None else PowerLimit(constant(share * tdp_w))
+
+        each = list(zip(spec.rows, (of_slot @ tdp_w).tolist(), strict=True))
+        return cls(
+            rows=tuple(limit(row.power_limit_share, tdp_w) for row, tdp_w in each),
+            breakers=tuple(limit(row.breaker.rating_share if row.breaker else None, tdp_w) for row, tdp_w in each),
+        )

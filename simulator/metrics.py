@@ -105,6 +105,10 @@ class Summary:
         energy_cost: Price of the energy; ``nan`` where it has none.
         carbon_g: Its CO₂, grams; ``nan`` where that is not known.
         throttle_events: Thermal throttle events, from the start of the run.
+        throttled_s: Seconds of slots that were throttled by heat.
+        braked_s: Seconds of slots under a power brake.
+        trips: Breakers that opened.
+        sheds: Servers that the site switched off.
         starts: Loads and wakes, from the start of the run.
         ttft_s: Time to first token.
         tpot_s: Time per output token after the first, of requests with at least two.
@@ -136,6 +140,10 @@ class Summary:
     energy_cost: float
     carbon_g: float
     throttle_events: int
+    throttled_s: float
+    braked_s: float
+    trips: int
+    sheds: int
     starts: int
     ttft_s: Latencies
     tpot_s: Latencies
@@ -156,6 +164,18 @@ def _quality(cluster: Cluster, done: Records) -> float:
     for load in cluster.lifecycle.loads:
         held[(done["slot"] == load.slot) & (done["finish_ps"] > load.time_ps)] = load.deployment
     return float(cluster.blueprint.quality[held].mean()) if len(done) else float("nan")
+
+
+def _throttled(cluster: Cluster) -> NDArray[np.bool_]:
+    """Whether heat throttled each slot at the end of each second, (seconds, R), by the record of temperatures."""
+    temperature_c = cluster.history.column("temperature_c")
+    own = cluster.engine.deployments[cluster.engine.slots["deployment"]]  # one GPU, so one threshold, for each slot
+    hot, cool = temperature_c >= own["throttle_c"], temperature_c <= own["resume_c"]
+    # In between it stays as it was at the last second that was either.
+    second = np.arange(1, len(temperature_c) + 1)[:, None]
+    last = np.maximum.accumulate(np.where(hot | cool, second, 0), axis=0) - 1
+    throttled = np.take_along_axis(hot, np.maximum(last, 0), axis=0)
+    return np.asarray(throttled & (last >= 0))
 
 
 def summarize(
@@ -201,6 +221,7 @@ def summarize(
     tokens = int(done["output"].sum())
     energy_j = float(power_w.sum())
     several = done[done["output"] > 1]
+    tally = cluster.protection.tally(warmup_s, warmup_s + len(power_w))
 
     def count(status: int) -> int:
         return int(np.count_nonzero(requests["status"] == status))
@@ -229,6 +250,10 @@ def summarize(
         energy_cost=_billed(power_w, price_per_kwh, warmup_s),
         carbon_g=_billed(power_w, carbon_g_per_kwh, warmup_s),
         throttle_events=int(cluster.engine.slots["throttle_events"].sum()),
+        throttled_s=float(np.count_nonzero(_throttled(cluster)[warmup_s:until_s])),
+        braked_s=float(tally.braked_s),
+        trips=tally.trips,
+        sheds=tally.sheds,
         starts=cluster.lifecycle.starts,
         ttft_s=Latencies.of((done["first_token_ps"] - done["arrival_ps"]) / PS_PER_S),
         tpot_s=Latencies.of((several["finish_ps"] - several["first_token_ps"]) / PS_PER_S / (several["output"] - 1)),

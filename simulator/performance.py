@@ -36,6 +36,9 @@ def iteration_cost(
 ) -> IterationCost:
     """Roofline of one engine iteration, tabulated by batched tokens.
 
+    Starting the kernels of a layer takes time whatever the batch, more of it for those that route tokens to experts and
+    for shared experts beside them; quantising the inputs of FP8 layers keeps memory busy.
+
     Compute and weight streaming overlap imperfectly: ``overlap_loss`` of the smaller one adds to the larger one, which
     also makes the compute efficiency saturate with the number of tokens. Host work and the choice of next tokens
     grow with the sequences of a batch.
@@ -90,10 +93,12 @@ def iteration_cost(
     scans_s = batch * timing.scan_s * (model.mamba.layers if model.mamba else 0) / tp
     compute_s = pp * share * (matrix_s + scans_s)
     memory_s = pp * (_streamed(model, gpu, stages, tp, batch, ep) / tp / bytes_per_s)
+    memory_s[1:] += pp * share * model.fp8_layers * timing.fp8_layer_s
     memory_s[0] = 0
     unhidden_s = timing.overlap_loss * np.minimum(pp * share * matrix_s, memory_s)
     stage_s = share * model.all_reduces * all_reduce_s(model, gpu, tp, batch)
-    gaps_s = pp * share * (model.layers * timing.layer_s + model.moe_layers * timing.expert_layer_s)
+    layers_s = model.layers * timing.layer_s + model.moe_layers * timing.expert_layer_s
+    gaps_s = pp * share * (layers_s + model.shared_layers * timing.shared_layer_s)
     attention_s = share * model.attention_flop_per_pair / tp / (gpu.bf16_flop_per_s * timing.attention_efficiency)
     cache_bytes_per_s = gpu.memory_bytes_per_s * timing.kv_efficiency
     slower, busier, longer_s = (scale.time, scale.time * scale.compute, scale.step_s) if scale else (1.0, 1.0, 0.0)

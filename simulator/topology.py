@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .breakers import BreakerSpec
 from .signals import Points, ascend
 
 
@@ -36,6 +37,13 @@ class ServerSpec(_Spec):
     fan_min_m3_per_s: float = Field(
         default=0.0, ge=0, description="Air that the server's fans move at any load; above it they follow the load."
     )
+    power_limit_share: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Power that its supplies give its GPUs, as a share of their TDPs; above it they brake. No limit.",
+    )
+    shed_priority: int = Field(default=0, description="Where the site sheds load, servers of lower priority go first.")
     count: int = Field(default=1, ge=1, description="Number of such servers.")
 
     @model_validator(mode="after")
@@ -57,6 +65,7 @@ class RackSpec(_Spec):
     """Servers behind one breaker."""
 
     servers: tuple[ServerSpec, ...] = Field(min_length=1)
+    breaker: BreakerSpec | None = Field(default=None, description="Its breaker; none by default.")
 
 
 class RowSpec(_Spec):
@@ -66,9 +75,17 @@ class RowSpec(_Spec):
     power_limit_share: float | None = Field(
         default=None, gt=0, le=1, description="Power that the row's GPUs may draw, as a share of their TDPs; no limit."
     )
+    brake: bool = Field(default=False, description="Whether its GPUs brake while it is above that.")
+    breaker: BreakerSpec | None = Field(default=None, description="Breaker of its feed; none by default.")
     airflow_m3_per_s: float | None = Field(
         default=None, gt=0, description="Cooling air for the heat of the row's GPUs; as much as they need by default."
     )
+
+    @model_validator(mode="after")
+    def _brakes_at_a_limit(self) -> RowSpec:
+        if self.brake and self.power_limit_share is None:
+            raise ValueError("brake: there is no limit to be above; give power_limit_share")
+        return self
 
 
 class AirSpec(_Spec):

@@ -64,16 +64,15 @@ def test_bytes_worked_by_hand():
     model = CATALOG.model("Llama-3.1-8B")
     assert model.weight_bytes == 16_060_522_496
     assert model.kv_bytes_per_token == 2 * 32 * 8 * 128 * 2 == 131_072
-    assert model.streamed_parameters(1) == 8_030_261_248 - 128_256 * 4096
+    assert model.block_bytes + model.head_bytes == 2 * (8_030_261_248 - 128_256 * 4096)
 
 
 def test_a_mixture_reads_more_experts_with_more_tokens():
     model = CATALOG.model("Qwen3-30B-A3B")
     expert = 3 * 2048 * 768 * 48
-    outside = model.parameters - 128 * expert - 151_936 * 2048
-    assert model.streamed_parameters(1) == pytest.approx(outside + 8 * expert)
-    assert model.streamed_parameters(2) == pytest.approx(outside + (8 + 8 * 120 / 128) * expert)
-    assert model.streamed_parameters(4096) == pytest.approx(outside + 128 * expert)
+    assert model.expert_bytes == 2 * expert
+    touched = [128 - model.untouched_experts(tokens) for tokens in (1, 2, 4096)]
+    assert touched == pytest.approx([8, 8 + 8 * 120 / 128, 128])
 
 
 def test_specs_are_frozen():
@@ -141,6 +140,7 @@ def test_a_host_table_is_the_default_of_the_files_gpus(tmp_path):
         ),
         ('[models."X"]\nlike = "Qwen3-8B"\nactive_parameters = 9_000_000_000', "more parameters or experts"),
         ('[models."X"]\nlike = "Qwen3-8B"\nkv_heads = 7', "the parts exceed the whole"),
+        ('[models."X"]\nlike = "Qwen3-8B"\nlayers = 18', "the dimensions make 4,7"),
     ],
 )
 def test_bad_files_name_the_fault(tmp_path, text, message):

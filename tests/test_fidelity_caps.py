@@ -11,6 +11,7 @@ import pytest
 
 from llmcluster.experiments.fidelity.least_squares import least_squares
 from llmcluster.experiments.fidelity.operating import Phase, Work, power_w, settle
+from llmcluster.experiments.fidelity.skipped import Skipped
 from llmcluster.experiments.fidelity.source import Row, Simulated
 from llmcluster.experiments.fidelity.sources.caps import WORKS, Caps
 from llmcluster.simulator.catalog import Catalog
@@ -53,7 +54,7 @@ def test_speeds_are_relative_to_the_highest_cap_and_clock_of_the_same_bench(tmp_
         "pi-solver,cricket-a100,,,1410,150,12.5,1,,149",
         "babelstream,cricket-a100,,,1410,300,7,1,1690,228",
     )
-    rows = Caps().read([path])
+    rows = Caps().read([path], CATALOG)
     assert [row.measured for row in rows] == [
         {"power": 135, "speed": 0.5},
         {"power": 290},
@@ -77,7 +78,7 @@ def test_of_the_b300_rungs_known_work_in_a_steady_state_counts(tmp_path: Path) -
         "duty-1ms,powervirus,1100,582,1085,0.001,d",
         "idle,observe,1100,183,189,1.0,e",
     )
-    rows = Caps().read([path])
+    rows = Caps().read([path], CATALOG)
     assert [(row.place.rsplit(":")[-1], dict(row.measured)) for row in rows] == [
         ("3", {"power": 448, "speed": 0.5}),
         ("4", {"power": 1038}),
@@ -88,7 +89,7 @@ def test_of_the_b300_rungs_known_work_in_a_steady_state_counts(tmp_path: Path) -
 
 def test_training_takes_its_level_from_the_highest_cap(tmp_path: Path) -> None:
     lines = [f"squad,bert,32,adamw,{cap},{time},{power}" for cap, time, power in [(100, 40, 106), (300, 10, 267)]]
-    rows = Caps().read([write(tmp_path / "train_a40.csv", TRAINING, *lines)])
+    rows = Caps().read([write(tmp_path / "train_a40.csv", TRAINING, *lines)], CATALOG)
     assert [(row.measured, row.given["level_w"]) for row in rows] == [({"power": 106, "speed": 0.25}, 267)]
     simulated = simulate(rows)[0]
     assert simulated["power"] <= 100 and 0 < simulated["speed"] < 0.4
@@ -97,22 +98,52 @@ def test_training_takes_its_level_from_the_highest_cap(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "header", "line", "message"),
     [
-        ("x.csv", "a,b", "1,2", "no known layout"),
-        ("x.csv", CLOCK_X_CAP, "linpack,a100,,,1005,300,20,1,,135", "bench is 'linpack'"),
+        ("x.csv", "a,b", "1,2", "no known layout.*bench, gpu, .*; or rung, enforced_limit_w, .*; or dataset, network"),
         ("x.csv", CLOCK_X_CAP, "pi-solver,a100,,,1005,300,0,1,,135", "time_s is 0"),
         ("x.csv", CLOCK_X_CAP, "pi-solver,a100,,,1005,300,fast,1,,135", "time_s is 'fast'"),
-        ("x.csv", TRAINING, "squad,bert,32,adamw,100,40,106", "which GPU"),
         ("b300.csv", RUNGS, "cap-450w,powervirus,450,,449,0.001,b", "avg_w is empty"),
     ],
 )
 def test_bad_files_are_refused_by_name(tmp_path: Path, name: str, header: str, line: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Caps().read([write(tmp_path / name, header, line)])
+        Caps().read([write(tmp_path / name, header, line)], CATALOG)
 
 
 def test_a_gpu_without_an_entry_is_not_simulated(tmp_path: Path) -> None:
     path = write(tmp_path / "x.csv", CLOCK_X_CAP, "pi-solver,rtxpro6000,fp64,,1005,300,20,1,,66")
-    assert simulate(Caps().read([path])) == [{}]
+    (one,) = simulate(Caps().read([path], CATALOG))
+    assert isinstance(one, Skipped) and one.reason == "no GPU of the catalogue goes by RTX-PRO-6000"
+    more = tmp_path / "more.toml"
+    more.write_text('[gpus.RTX-Pro-6000]\nlike = "A100-80GB-PCIe"\n')
+    catalog = CATALOG.with_file(more)
+    (row,) = Caps().read([path], catalog)
+    assert row.groups["gpu"] == "RTX-Pro-6000" and simulate([row], catalog)[0]["power"] > 0
+
+
+def test_a_file_of_a_layout_may_have_any_name(tmp_path: Path) -> None:
+    """The GPU is in a column, or a word of the name as the catalogue has it; else the rows are skipped, and say so."""
+    line = "squad,bert,32,adamw,{},{},{}"
+    lines = [line.format(*cells) for cells in ((100, 40, 106), (300, 10, 267))]
+    named = [("column.csv", "A40"), ("x_H200_run.csv", "H200"), ("a100-80gb-pcie.csv", A100.name), ("x.csv", "x")]
+    for name, gpu in named:
+        column = name == "column.csv"
+        cells = [f"{one},nvidia a40" for one in lines] if column else lines
+        path = write(tmp_path / name, f"{TRAINING},gpu" if column else TRAINING, *cells)
+        (row,) = Caps().read([path], CATALOG)
+        assert row.groups["gpu"] == gpu
+        (one,) = simulate([row])
+        assert (one if isinstance(one, Skipped) else None) == (one if gpu == "x" else None)
+    assert one.reason == "no GPU of the catalogue goes by x" and "a column gpu" in one.remedy
+
+
+def test_work_that_nobody_knows_is_skipped_and_not_fitted_to(tmp_path: Path) -> None:
+    lines = [f"linpack,a100,,,{clock},300,20,1,,{clock / 10}" for clock in (1005, 1131, 1260, 1410)]
+    rows = Caps().read([write(tmp_path / "x.csv", CLOCK_X_CAP, *lines)], CATALOG)
+    assert {str(one) for one in simulate(rows)} == {
+        "nobody knows what linpack keeps busy. Give rows of babelstream, pi-solver"
+    }
+    with pytest.raises(InputError, match="no GPU has 4 rows"):
+        Caps().fit(rows, CATALOG, np.random.default_rng(1), lambda done: None)
 
 
 # ----------------------------------------------------------------------------------------------------------- simulate
@@ -181,7 +212,7 @@ def test_a_fit_finds_the_curve_and_the_coefficients_that_made_the_rows() -> None
 
 def test_what_a_fit_writes_the_catalogue_reads(tmp_path: Path) -> None:
     header = [f"squad,bert,32,adamw,{cap},{time},{watts}" for cap, time, watts in V100_LIKE]
-    rows = Caps().read([write(tmp_path / "v100.csv", TRAINING, *header)])
+    rows = Caps().read([write(tmp_path / "v100.csv", TRAINING, *header)], CATALOG)
     fitted = Caps().fit(rows, CATALOG, np.random.default_rng(1), lambda done: None)
     entry = fitted.tables["gpus"]["V100-32GB"]
     spec = type(A100).model_validate(entry | {"name": "V100-32GB"})
@@ -224,7 +255,7 @@ def published() -> list[Row]:
     folder = Path(os.environ.get("LLMCLUSTER_DATA", Path(__file__).parents[1] / "../shared/data")) / "power_caps"
     if not folder.is_dir():
         pytest.skip("the published sweeps of power caps are not under LLMCLUSTER_DATA")
-    return Caps().read(sorted(folder.glob("*.csv")))
+    return Caps().read(sorted(folder.glob("*.csv")), CATALOG)
 
 
 @pytest.mark.data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmcluster.experiments.fidelity.batches import governed, needs
 from llmcluster.experiments.fidelity.compositions import DRAIN, RAMP_UP, STEADY, Run, compose, compositions_of
-from llmcluster.experiments.fidelity.prediction import Cost, busy, governed, mean_power_w, predict, summarise
+from llmcluster.experiments.fidelity.prediction import steady_power_w, summarise
 from llmcluster.simulator.blueprint import Blueprint
 from llmcluster.simulator.cluster import Cluster
 from llmcluster.simulator.errors import InputError
+from llmcluster.simulator.kernels.tables import IterationCost
 from llmcluster.simulator.reference.observer import Observer
 from llmcluster.simulator.topology import ClusterSpec
 from llmcluster.simulator.workload.table import RequestTable
@@ -60,16 +63,17 @@ def test_iterations_are_those_of_the_engine() -> None:
     deployment = cluster.blueprint.deployments[0]
     run = Run(run.prompt_tokens, run.output_tokens, run.max_num_seqs, deployment.kv_blocks * 16, 512)
     assert cluster.drain()
-    work, cost = compose(run), Cost.of(deployment.cost)
-    times, _ = governed(work, cost, deployment.power)
+    work = compose(run)
+    times = governed(deployment.cost, deployment.power, work.batches).times
     assert work.count.sum() == len(watch.length_ps)
     assert work.count @ work.decodes == sum(watch.decodes)
-    assert work.count @ times.length_s == pytest.approx(sum(watch.length_ps) / 1e12, rel=1e-6)
+    assert work.count @ times.length == pytest.approx(sum(watch.length_ps) / 1e12, rel=1e-6)
     gaps = np.repeat(watch.length_ps, watch.decodes) / PS_PER_MS
     seen = summarise(work, times)
     for share, ours in ((50, seen.itl_ms), (90, seen.itl_p90_ms), (99, seen.itl_p99_ms)):
         assert ours == pytest.approx(np.percentile(gaps, share), rel=2e-3)
-    assert seen.itl_mean_ms == pytest.approx(gaps.mean(), rel=1e-6)
+    mean_s = (work.count * work.decodes) @ times.length / sum(watch.decodes)
+    assert 1e3 * mean_s == pytest.approx(gaps.mean(), rel=1e-6)
 
 
 def test_energy_and_time_are_those_of_the_compiled_engine() -> None:
@@ -78,24 +82,23 @@ def test_energy_and_time_are_those_of_the_compiled_engine() -> None:
     deployment = cluster.blueprint.deployments[0]
     assert cluster.drain()
     work = compose(Run(run.prompt_tokens, run.output_tokens, 16, deployment.kv_blocks * 16, 512))
-    times, watts = governed(work, Cost.of(deployment.cost), deployment.power)
+    _, times, watts = governed(deployment.cost, deployment.power, work.batches)
     finish_s = cluster.engine.requests["finish_ps"].max() / 1e12
-    assert work.count @ times.length_s == pytest.approx(finish_s, rel=1e-6)
+    assert work.count @ times.length == pytest.approx(finish_s, rel=1e-6)
     drawn_j = float(cluster.history.column("energy_j").sum())
     idle_j = deployment.power.idle_w * (cluster.now_ps / 1e12 - finish_s)
-    assert work.count @ (watts * times.length_s) == pytest.approx(drawn_j - idle_j, rel=2e-3)
+    assert work.count @ (watts * times.length) == pytest.approx(drawn_j - idle_j, rel=2e-3)
 
 
 def test_a_power_limit_lowers_the_clock_until_it_holds() -> None:
     deployment = cluster_of(some_run(), "compiled").blueprint.deployments[0]
-    work, cost = compose(some_run()), Cost.of(deployment.cost)
-    free, freely_w = governed(work, cost, deployment.power)
-    low = deployment.power._replace(cap_max_w=350.0)
-    held, watts = governed(work, cost, low)
-    assert (freely_w > 350).any()
-    assert (watts <= 350).all()
-    assert (held.length_s >= free.length_s).all()
-    assert mean_power_w(work, held, watts) < mean_power_w(work, free, freely_w)
+    work = compose(some_run())
+    free = governed(deployment.cost, deployment.power, work.batches)
+    held = governed(deployment.cost, deployment.power._replace(cap_max_w=350.0), work.batches)
+    assert (free.power_w > 350).any()
+    assert (held.power_w <= 350).all()
+    assert (held.times.length >= free.times.length).all()
+    assert steady_power_w(work, held) < steady_power_w(work, free)
 
 
 @settings(max_examples=40, deadline=None)
@@ -122,6 +125,27 @@ def test_phases_follow_the_starts_and_the_ends() -> None:
     assert work.count[work.phase != DRAIN].sum() == 1 + 2 * 99 + 1
 
 
+def test_prompts_that_come_again_are_found_in_the_cache() -> None:
+    once = some_run(requests=40)
+    twice = Run(2 * once.prompt_tokens, 2 * once.output_tokens, 8, once.kv_tokens, 512, repeats=2)
+    work, cold = compose(twice), compose(replace(twice, repeats=1))
+    computed, without = (int(w.count @ (w.tokens - w.decodes)) for w in (work, cold))
+    assert without == 2 * sum(once.prompt_tokens)
+    # All full blocks but those of the token that has to be computed.
+    assert without - computed == sum((tokens - 1) // 16 * 16 for tokens in once.prompt_tokens)
+    assert int(work.count @ (work.decodes + work.started)) == sum(twice.output_tokens)
+    assert work.pairs @ work.count < cold.pairs @ cold.count
+
+
+def test_prompts_are_forgotten_where_the_cache_is_small() -> None:
+    once = some_run(requests=40)
+    ample, small = (
+        compose(Run(2 * once.prompt_tokens, 2 * once.output_tokens, 8, kv_tokens, 512, repeats=2))
+        for kv_tokens in (100_000, 2_000)
+    )
+    assert small.count @ (small.tokens - small.decodes) > ample.count @ (ample.tokens - ample.decodes)
+
+
 def test_a_longer_context_is_read_with_every_token() -> None:
     work = compose(Run([16] * 3, [200] * 3, 1, 1000, 512))
     alone = work.decodes == 1
@@ -130,16 +154,13 @@ def test_a_longer_context_is_read_with_every_token() -> None:
 
 def test_predictions_scale_with_the_cost() -> None:
     work = compose(some_run())
-    table = np.linspace(1e-3, 2e-3, 513)
-    cost = Cost(table, table / 2, table * 0, 1e-9, 1e-9, 0.0, 1e-4, 1e-6, 3e-4, 2e-6)
-    slow = Cost(2 * table, table, table * 0, 2e-9, 2e-9, 0.0, 2e-4, 2e-6, 6e-4, 4e-6)
-    one, two = predict(work, cost), predict(work, slow)
+    table = np.linspace(1e9, 2e9, 513).astype(np.int64)
+    cost = IterationCost(10**8, 10**6, 3 * 10**8, 2 * 10**6, 0 * table, table, table // 2, 1000, 0, 1000)
+    slow = IterationCost(*(2 * value for value in cost))
+    one, two = (summarise(work, needs(each, work.batches).at(1.0)) for each in (cost, slow))
     assert two.itl_ms == pytest.approx(2 * one.itl_ms)
     assert two.throughput == pytest.approx(one.throughput / 2)
     assert two.batch == pytest.approx(one.batch)
-    half = busy(work, cost, 0.5)
-    assert half.compute_s == pytest.approx(2 * busy(work, cost).compute_s)
-    assert half.memory_s == pytest.approx(busy(work, cost).memory_s)
 
 
 def test_compositions_are_kept(tmp_path: Path) -> None:

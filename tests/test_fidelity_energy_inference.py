@@ -9,6 +9,7 @@ import pytest
 
 from llmcluster.experiments.fidelity.calibrate import calibrate, fit_rows
 from llmcluster.experiments.fidelity.figures import write_toml
+from llmcluster.experiments.fidelity.skipped import Skipped
 from llmcluster.experiments.fidelity.sources.energy_inference import COLUMNS, EnergyInference
 from llmcluster.experiments.fidelity.validate import validate
 from llmcluster.simulator.catalog import Catalog, energy_inference
@@ -45,7 +46,7 @@ def grid() -> Path:
 
 
 def test_a_row_says_what_was_set_up_and_what_was_swept(tmp_path: Path) -> None:
-    row = EnergyInference().read([write(tmp_path / "g.csv")])[1]
+    row = EnergyInference().read([write(tmp_path / "g.csv")], CATALOG)[1]
     assert row.place == f"{tmp_path / 'g.csv'}:3"
     assert row.configuration == "m on 2 x A100-40GB, 8 input tokens"
     assert row.given == {"deployment": "m on 2", "input": 8, "output": 64}
@@ -54,7 +55,7 @@ def test_a_row_says_what_was_set_up_and_what_was_swept(tmp_path: Path) -> None:
 
 def test_coefficients_are_recovered(tmp_path: Path) -> None:
     source, rng = EnergyInference(), np.random.default_rng(0)
-    rows = source.read([write(tmp_path / "g.csv")])
+    rows = source.read([write(tmp_path / "g.csv")], CATALOG)
     fitted = source.fit(rows, CATALOG, rng, advance)
     energy = fitted.tables["deployments"]["m on 2"]["energy"]
     assert {name: energy[name] for name in TRUE} == pytest.approx(TRUE, rel=1e-6)
@@ -77,7 +78,7 @@ def test_coefficients_are_recovered(tmp_path: Path) -> None:
 
 def test_without_a_square_both_forms_agree(tmp_path: Path) -> None:
     source = EnergyInference()
-    rows = source.read([write(tmp_path / "g.csv", square=0.0)])
+    rows = source.read([write(tmp_path / "g.csv", square=0.0)], CATALOG)
     fitted = source.fit(rows, CATALOG, np.random.default_rng(0), advance)
     table = fitted.tables["deployments"]["m on 2"]
     assert table["energy"]["output_squared"] == pytest.approx(0.0, abs=1e-9)
@@ -86,18 +87,20 @@ def test_without_a_square_both_forms_agree(tmp_path: Path) -> None:
 
 def test_what_was_fitted_is_written_read_back_and_predicts(tmp_path: Path) -> None:
     source = EnergyInference()
-    rows = source.read([write(tmp_path / "g.csv")])
+    rows = source.read([write(tmp_path / "g.csv")], CATALOG)
     result = calibrate(source, rows, CATALOG, np.random.default_rng(0), advance, all_rows=True)
     path = tmp_path / "f.toml"
     write_toml(result.tables, ["header"], path, source, CATALOG)
     predicted = source.with_figures(path).simulate(rows, CATALOG, 0, advance)
     assert [one["energy"] for one in predicted] == pytest.approx([row.measured["energy"] for row in rows])
-    assert source.simulate(rows, CATALOG, 0, advance) == [{}] * len(rows), "nothing shipped for a model called m"
+    skipped = source.simulate(rows, CATALOG, 0, advance)
+    assert {one.reason for one in skipped if isinstance(one, Skipped)} == {"no form is fitted to m on 2"}
+    assert len(skipped) == len(rows), "nothing shipped for a model called m"
 
 
 def test_rows_that_do_not_determine_the_form_are_refused(tmp_path: Path) -> None:
     source = EnergyInference()
-    rows = source.read([write(tmp_path / "g.csv")])
+    rows = source.read([write(tmp_path / "g.csv")], CATALOG)
     one_input = [row for row in rows if row.given["input"] == 8]
     with pytest.raises(InputError, match="4 rows do not determine four coefficients of any model"):
         source.fit(one_input, CATALOG, np.random.default_rng(0), advance)
@@ -116,7 +119,7 @@ def test_bad_rows_are_named(tmp_path: Path, line: str, said: str) -> None:
     path = tmp_path / "g.csv"
     path.write_text(f"{','.join(COLUMNS)}\n{line}\n")
     with pytest.raises(InputError, match=f"g.csv:2: {said}"):
-        EnergyInference().read([path])
+        EnergyInference().read([path], CATALOG)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +140,7 @@ def test_bad_figures_are_named(tmp_path: Path, text: str, said: str) -> None:
 def test_published_data_fit_as_published(grid: Path) -> None:
     """Over all rows the paper's form explains .934 to .981 of the energies (uncentred); with out², .995 and more."""
     source = EnergyInference()
-    fitted = source.fit(source.read([grid]), CATALOG, np.random.default_rng(0), advance)
+    fitted = source.fit(source.read([grid], CATALOG), CATALOG, np.random.default_rng(0), advance)
     tables = fitted.tables["deployments"]
     paper = [one["energy_paper"]["r2_uncentred"] for one in tables.values()]
     assert len(paper) == 7
@@ -148,7 +151,7 @@ def test_published_data_fit_as_published(grid: Path) -> None:
 @pytest.mark.data
 def test_shipped_figures_are_those_of_the_fit_part(grid: Path) -> None:
     source = EnergyInference()
-    rows = source.read([grid])
+    rows = source.read([grid], CATALOG)
     fitted = source.fit(fit_rows(source, rows), CATALOG, np.random.default_rng(0), advance)
     shipped = tomllib.loads(energy_inference.BUILTIN.read_text())["deployments"]
     assert set(shipped) == set(fitted.tables["deployments"])
@@ -160,8 +163,8 @@ def test_shipped_figures_are_those_of_the_fit_part(grid: Path) -> None:
 @pytest.mark.data
 def test_held_out_queries_are_predicted_no_row_is_lost(grid: Path) -> None:
     source = EnergyInference()
-    result = validate(source, source.read([grid]), CATALOG, 0, advance)
-    assert result.comparison.skipped == []
+    result = validate(source, source.read([grid], CATALOG), CATALOG, 0, advance)
+    assert result.comparison.omissions == []
     assert {name: group.rows for name, group in result.groups["part"].items()} == {"fit": 378, "held_out": 224}
     held_out = result.groups["part"]["held_out"].summaries
     assert held_out["energy"].median < 0.25 < 1 < held_out["energy_paper"].median

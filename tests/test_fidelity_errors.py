@@ -7,11 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcluster.experiments.fidelity.errors import Comparison, Outlier, Skipped, summarise
-from llmcluster.experiments.fidelity.source import Row, Simulated
+from llmcluster.experiments.fidelity.errors import Comparison, Omission, Outlier, summarise
+from llmcluster.experiments.fidelity.skipped import NO_FIGURE, ZERO, Skipped, missing
+from llmcluster.experiments.fidelity.source import Outcome, Row
 from llmcluster.experiments.fidelity.split import FIT, HELD_OUT, part
+from llmcluster.simulator.catalog import Catalog
 
 NAN = math.nan
+WHY = Skipped("no such GPU", "Give it")
 
 
 def rows_of(*cells: tuple[str, float]) -> list[Row]:
@@ -45,13 +48,15 @@ def test_six_in_ten_are_fitted_to() -> None:
 
 def test_errors_by_hand() -> None:
     rows = rows_of(("a", 10.0), ("a", 20.0), ("b", 40.0), ("b", 0.0), ("c", 5.0), ("c", 8.0))
-    simulated: list[Simulated] = [{"q": 11.0}, {"q": 15.0}, {"q": 60.0}, {"q": 1.0}, {}, {"q": math.inf}]
-    comparison = Comparison.of(rows, simulated, ["q"])
+    outcomes: list[Outcome] = [{"q": 11.0}, {"q": 15.0}, {"q": 60.0}, {"q": 1.0}, WHY, {"q": math.inf}]
+    comparison = Comparison.of(rows, outcomes, ["q"])
     assert comparison.error["q"] == pytest.approx([0.1, -0.25, 0.5, NAN, NAN, NAN], nan_ok=True)
     summary = comparison.summaries(rng())["q"]
     assert (summary.count, summary.median, summary.bias) == (3, pytest.approx(0.25), pytest.approx(0.1))
     assert summary.p90 == pytest.approx(0.25 + 0.8 * 0.25)
-    assert comparison.skipped == [Skipped(f"f:{line}", ("q",)) for line in (5, 6, 7)]
+    reasons = {5: ZERO, 6: WHY, 7: NO_FIGURE}
+    assert comparison.omissions == [Omission(f"f:{line}", ("q",), why) for line, why in reasons.items()]
+    assert comparison.simulated[4] == {} and comparison.chosen([4]).omissions[0].why == WHY
     assert comparison.outliers(2) == [
         Outlier("f:4", "q", 40.0, 60.0, pytest.approx(0.5)),
         Outlier("f:3", "q", 20.0, 15.0, pytest.approx(-0.25)),
@@ -61,8 +66,33 @@ def test_errors_by_hand() -> None:
 def test_what_a_row_did_not_measure_is_no_omission() -> None:
     row = Row("f:2", "a", {"q": 1.0}, {})
     comparison = Comparison.of([row], [{"q": 1.0, "r": 2.0}], ["q", "r"])
-    assert comparison.skipped == []
+    assert comparison.omissions == []
     assert set(comparison.summaries(rng())) == {"q"}
+
+
+def test_reasons_are_counted_and_the_most_frequent_comes_first() -> None:
+    rows = [Row(f"f:{i + 2}", "a", {"q": 0.0 if i == 1 else 1.0, "r": 1.0}, {}) for i in range(4)]
+    other = Skipped("too long", "Cut it")
+    comparison = Comparison.of(rows, [other, {"q": 1.0, "r": 1.0}, WHY, WHY], ["q", "r"])
+    assert {why: [(one.place, one.quantities) for one in some] for why, some in comparison.reasons.items()} == {
+        WHY: [("f:4", ("q", "r")), ("f:5", ("q", "r"))],
+        other: [("f:2", ("q", "r"))],
+        ZERO: [("f:3", ("q",))],
+    }
+    assert next(iter(comparison.reasons)) == WHY
+    assert comparison.omissions[0].as_json() == {
+        "place": "f:2",
+        "quantities": ["q", "r"],
+        "reason": "too long",
+        "remedy": "Cut it",
+    }
+
+
+def test_what_the_catalogue_lacks_is_named() -> None:
+    catalog = Catalog.builtin()
+    assert missing(catalog, gpu="h100-80gb", model="Qwen3-8B") is None
+    lacks = [missing(catalog, gpu="X1", model="M"), missing(catalog, gpu="H200", model="M"), missing(catalog, gpu="X1")]
+    assert [why and why.reason.rpartition("no ")[2] for why in lacks] == ["GPU X1", "model M", "GPU X1"]
 
 
 def test_groups_hold_the_part_and_every_row_once() -> None:

@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llmcluster.experiments.fidelity import batches
 from llmcluster.experiments.fidelity.compositions import Run, compose
 from llmcluster.experiments.fidelity.demand import Demand, Served, squeezed
 from llmcluster.experiments.fidelity.errors import Comparison
 from llmcluster.experiments.fidelity.figures import to_toml
-from llmcluster.experiments.fidelity.power_fit import SHARED, Shares, fit_power
-from llmcluster.experiments.fidelity.prediction import Cost, busy, predict
+from llmcluster.experiments.fidelity.iteration import Activity
+from llmcluster.experiments.fidelity.power_fit import SHARED, fit_power
+from llmcluster.experiments.fidelity.prediction import summarise
 from llmcluster.experiments.fidelity.robust import minimise
-from llmcluster.experiments.fidelity.roofline_fit import RANGES, Seen, fit_timing, seen, times
+from llmcluster.experiments.fidelity.roofline_fit import RANGES, Seen, fit_timing, needs, seen
 from llmcluster.experiments.fidelity.source import Row
 from llmcluster.experiments.fidelity.sources.mlenergy import MlEnergy
 from llmcluster.experiments.fidelity.sources.mlenergy_fit import stalled
@@ -57,15 +59,15 @@ def test_the_model_that_is_fitted_is_the_roofline_of_the_engine(name: str, tp: i
     run = served(name, tp, ep, 40)
     # The engine's times of a pair and of a cached token are a few hundred picoseconds, rounded to whole ones.
     scale = Scale(model=name, gpu=GPU.name, tp=tp, ep=ep, step_s=2e-3, source="a test")
-    cost = Cost.of(iteration_cost(run.model, GPU, tp, ep=ep, scale=scale))
+    cost = iteration_cost(run.model, GPU, tp, ep=ep, scale=scale)
     demand = Demand.of([run])
-    ours, theirs = times(demand, GPU.timing.model_dump(), 2e-3), busy(run.work, cost)
-    for mine, its in zip(
-        ours, (theirs.length_s, theirs.host_s, theirs.compute_s, theirs.memory_s, theirs.cache_s), strict=False
-    ):
-        assert mine == pytest.approx(its, rel=4e-4)
-    assert ours.link == pytest.approx(theirs.link_s, rel=1e-6, abs=1e-12)
-    found, expected = seen(demand, theirs.length_s)[0], predict(run.work, cost)
+    for clock in (1.0, 0.6):
+        ours = needs(demand, GPU.timing.model_dump(), 2e-3).at(clock)
+        theirs = batches.needs(cost, run.work.batches).at(clock)
+        for mine, its in zip(ours[:-1], theirs[:-1], strict=True):
+            assert mine == pytest.approx(its, rel=4e-4)
+        assert ours.link == pytest.approx(theirs.link, rel=1e-6, abs=1e-12)
+    found, expected = seen(demand, theirs.length)[0], summarise(run.work, theirs)
     assert found.itl_s[0] == pytest.approx(expected.itl_ms / 1e3, rel=1e-6)
     assert found.throughput[0] == pytest.approx(expected.throughput, rel=1e-6)
 
@@ -73,10 +75,10 @@ def test_the_model_that_is_fitted_is_the_roofline_of_the_engine(name: str, tp: i
 def test_runs_are_seen_one_by_one() -> None:
     runs = [served("Qwen3-8B", 1, False, places) for places in (4, 24)]
     together, figures = Demand.of(runs), GPU.timing.model_dump()
-    both = seen(together, times(together, figures).length)[0]
+    both = seen(together, needs(together, figures).at(1.0).length)[0]
     for i, run in enumerate(runs):
         alone = Demand.of([run])
-        one = seen(alone, times(alone, figures).length)[0]
+        one = seen(alone, needs(alone, figures).at(1.0).length)[0]
         assert both.itl_s[i] == one.itl_s[0] and both.throughput[i] == pytest.approx(one.throughput[0])
 
 
@@ -86,7 +88,7 @@ def test_taking_like_iterations_together_changes_little() -> None:
     assert len(small.work.count) < len(run.work.count) / 2
     assert small.work.count.sum() == run.work.count.sum()
     figures = GPU.timing.model_dump()
-    one, other = (seen(d, times(d, figures).length)[0] for d in (Demand.of([run]), Demand.of([small])))
+    one, other = (seen(d, needs(d, figures).at(1.0).length)[0] for d in (Demand.of([run]), Demand.of([small])))
     assert other.itl_s == pytest.approx(one.itl_s, rel=0.01)
     assert other.throughput == pytest.approx(one.throughput, rel=1e-3)
 
@@ -98,7 +100,7 @@ def _timed(figures: Mapping[str, float], step_s: Mapping[str, float]) -> tuple[D
     runs = [served(name, 2 if name == "Qwen3-32B" else 1, False, n) for name in names for n in (2, 8, 32, 128)]
     demand = Demand.of(runs)
     offset = np.array([step_s.get(name, 0.0) for name in names])
-    return demand, seen(demand, times(demand, figures, offset[key][demand.run]).length)[0], key
+    return demand, seen(demand, needs(demand, figures, offset[key][demand.run]).at(1.0).length)[0], key
 
 
 TRUE = {name: one.start for name, one in RANGES.items()} | {
@@ -113,7 +115,7 @@ def test_known_figures_are_found_again() -> None:
     demand, measured, key = _timed(TRUE, {})
     start = {name: one.start for name, one in RANGES.items()}
     found = fit_timing(demand, measured, key, start)
-    own = times(demand, found.figures, found.step_s[key][demand.run])
+    own = needs(demand, found.figures, found.step_s[key][demand.run]).at(1.0)
     again = seen(demand, own.length)[0]
     assert again.itl_s == pytest.approx(measured.itl_s, rel=0.02)
     assert again.throughput == pytest.approx(measured.throughput, rel=0.02)
@@ -121,7 +123,7 @@ def test_known_figures_are_found_again() -> None:
         assert found.figures[name] == pytest.approx(TRUE[name], rel=0.08), name
     # A model and batches that were not fitted to: what is not told apart does not matter to them either.
     others = Demand.of([served("Qwen3-14B", 1, False, places) for places in (4, 64)])
-    unseen, truly = (seen(others, times(others, figures).length)[0] for figures in (found.figures, TRUE))
+    unseen, truly = (seen(others, needs(others, figures).at(1.0).length)[0] for figures in (found.figures, TRUE))
     assert unseen.itl_s == pytest.approx(truly.itl_s, rel=0.04)
     assert unseen.throughput == pytest.approx(truly.throughput, rel=0.04)
 
@@ -132,13 +134,13 @@ def test_an_offset_goes_to_the_model_that_has_it_and_an_outlier_to_none() -> Non
     found = fit_timing(demand, measured, key, TRUE)
     assert found.step_s[1] == pytest.approx(4e-3, rel=0.25)
     assert np.abs(np.delete(found.step_s, 1)).max() < 1e-3
-    again = seen(demand, times(demand, found.figures, found.step_s[key][demand.run]).length)[0]
+    again = seen(demand, needs(demand, found.figures, found.step_s[key][demand.run]).at(1.0).length)[0]
     assert np.delete(again.itl_s, 1) == pytest.approx(np.delete(measured.itl_s, 1), rel=0.05)
 
 
 def test_known_watts_are_found_again() -> None:
     rng = np.random.default_rng(0)
-    busy_shares = Shares(*(rng.uniform(0.1, 0.9, 60) for _ in range(5)))
+    busy_shares = Activity(*(rng.uniform(0.1, 0.9, 60) for _ in range(5)))
     resident, key = rng.uniform(0.1, 0.9, 60), np.repeat(np.arange(6), 10)
     ratio = 0.5
     factor = np.array([1.0, 1.0, 1.2, 0.8, 1.0, 1.0])
@@ -223,7 +225,7 @@ def test_configurations_that_stall_are_left_out_by_name(tmp_path: Path) -> None:
 @pytest.mark.skipif(not DATA.is_dir(), reason="the ML.ENERGY runs are not under LLMCLUSTER_DATA")
 def test_the_catalogue_keeps_near_the_published_runs() -> None:
     source = MlEnergy()
-    rows = source.read([DATA / "vllm_steady_state.csv"])
+    rows = source.read([DATA / "vllm_steady_state.csv"], CATALOG)
     chosen = [row for row in rows if row.groups["gpu"] == "H100-80GB" and row.given["max_num_seqs"] in (16, 64, 96)]
     found = Comparison.of(chosen, source.simulate(chosen, CATALOG, 0, lambda done: None), ["itl", "power"])
     held = [part(row.configuration) == HELD_OUT for row in chosen]

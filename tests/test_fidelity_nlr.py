@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmcluster.experiments.fidelity.figures import flat, to_toml
 from llmcluster.experiments.fidelity.sources.nlr_lengths import DATASETS, log_normal, normal, with_mean
 from llmcluster.experiments.fidelity.sources.nlr_node import GPU, Load, Work, idle_gpus_w, node, play
 from llmcluster.experiments.fidelity.sources.nlr_offline import NlrOffline
 from llmcluster.experiments.fidelity.sources.nlr_online import MEASURED, NlrOnline
+from llmcluster.experiments.fidelity.sources.nlr_online_fit import SOURCE, scale_of
 from llmcluster.experiments.fidelity.sources.nlr_rate import NlrRate
 from llmcluster.experiments.fidelity.sources.nlr_source import NlrSource, band
 from llmcluster.simulator.blueprint import Blueprint
@@ -65,24 +67,26 @@ def write(tmp_path: Path) -> Write:
 
 def run(source: NlrSource, path: Path, seed: int = 0) -> list[Mapping[str, float]]:
     """Reads and simulates."""
-    return source.simulate(source.read([path]), Catalog.builtin(), seed, lambda done: None)
+    return source.simulate(source.read([path], Catalog.builtin()), Catalog.builtin(), seed, lambda done: None)
 
 
 class TestReading:
     @pytest.mark.parametrize(("source", "row"), [(NlrOnline(), ONLINE), (NlrRate(), RATE), (NlrOffline(), OFFLINE)])
     def test_a_row(self, source: NlrSource, row: Cells, write: Write) -> None:
-        (read,) = source.read([write(row)])
+        (read,) = source.read([write(row)], Catalog.builtin())
         assert read.place.endswith("rows.csv:2")
         assert set(read.measured) == set(source.quantities)
         assert read.groups["gpu"] == "H100-80GB"
         assert read.groups["model"] == "Llama-3.1-70B"
 
     def test_all_rates_of_a_sweep_are_one_configuration(self, write: Write) -> None:
-        rows = NlrOnline().read([write(ONLINE, ONLINE | {"request_rate": 50}, ONLINE | {"output_len": 512})])
+        rows = NlrOnline().read(
+            [write(ONLINE, ONLINE | {"request_rate": 50}, ONLINE | {"output_len": 512})], Catalog.builtin()
+        )
         assert rows[0].configuration == rows[1].configuration != rows[2].configuration
 
     def test_means_come_from_the_totals(self, write: Write) -> None:
-        (row,) = NlrOnline().read([write(ONLINE)])
+        (row,) = NlrOnline().read([write(ONLINE)], Catalog.builtin())
         assert (row.given["prompt_mean"], row.given["output_mean"]) == (174.0, 159)
 
     @pytest.mark.parametrize(
@@ -99,7 +103,7 @@ class TestReading:
     )
     def test_bad_input(self, source: NlrSource, row: Cells, complaint: str, write: Write) -> None:
         with pytest.raises(InputError, match=complaint) as caught:
-            source.read([write(row)])
+            source.read([write(row)], Catalog.builtin())
         assert "rows.csv:" in caught.value.where
         assert caught.value.remedy
 
@@ -235,6 +239,13 @@ class TestHost:
         )
 
 
+def written(tables: Mapping[str, object], folder: Path) -> Path:
+    """Fitted figures as a file."""
+    path = folder / "fitted.toml"
+    path.write_text(to_toml(tables, []))
+    return path
+
+
 class TestFit:
     def test_planted_figures_are_found_and_can_be_read_back(self, write: Write, tmp_path: Path) -> None:
         catalog, source = Catalog.builtin(), NlrOffline()
@@ -242,10 +253,12 @@ class TestFit:
         idle_w = 700 - idle_gpus_w(node(catalog))
         host = gpu.host.model_copy(update={"idle_w": idle_w, "active_w": 40.0, "request_w": 0.2})
         path = write(*(OFFLINE | {"batch_size": batch} for batch in (25, 75, 150, 300, 700)))
-        loads = [one.load for one in source._runs(source.read([path]), catalog, 0, lambda done: None)]
+        loads = [
+            one.load for one in source._runs(source.read([path], Catalog.builtin()), catalog, 0, lambda done: None)
+        ]
         rows = [
             replace(row, measured={**row.measured, "power": load.node_w(host)})
-            for row, load in zip(source.read([path]), loads, strict=True)
+            for row, load in zip(source.read([path], Catalog.builtin()), loads, strict=True)
         ]
         found = source.fit(rows, catalog, np.random.default_rng(0), lambda done: None)
         table = found.tables["gpus"][GPU]["host"]
@@ -266,16 +279,20 @@ class TestFit:
         assert again.calibrated
 
     def test_a_planted_choice_and_factor_are_found(self, write: Write, tmp_path: Path) -> None:
-        catalog, source = Catalog.builtin(), NlrOnline()
+        builtin, source = Catalog.builtin(), NlrOnline()
+        before = Scale(model="Llama-3.1-70B", gpu=GPU, tp=4, step_s=1e-3, source="runs of others")
+        catalog = replace(builtin, scales={**builtin.scales, before.cut: before})
         gpu = catalog.gpu(GPU)
         timing = gpu.timing.model_copy(update={"greedy_s": 30e-6})
-        scale = Scale(model="Llama-3.1-70B", gpu=GPU, tp=4, power=0.93, source="planted")
+        scale = before.model_copy(update={"power": 0.93})
         planted = replace(
             catalog,
             gpus={**catalog.gpus, GPU: gpu.model_copy(update={"timing": timing})},
             scales={**catalog.scales, scale.cut: scale},
         )
-        rows = source.read([write(*(ONLINE | {"request_rate": rate} for rate in (20, 50, 100, 1000)))])
+        rows = source.read(
+            [write(*(ONLINE | {"request_rate": rate} for rate in (20, 50, 100, 1000)))], Catalog.builtin()
+        )
         simulated = source.simulate(rows, planted, 0, lambda done: None)
         rows = [replace(row, measured={**row.measured, **one}) for row, one in zip(rows, simulated, strict=True)]
         found = source.fit(rows, catalog, np.random.default_rng(0), lambda done: None)
@@ -283,10 +300,36 @@ class TestFit:
         (entry,) = found.tables["scales"]
         assert entry["power"] == pytest.approx(0.93, rel=0.01)
         assert Scale.model_validate(entry).cut == scale.cut
+        assert entry["step_s"] == 1e-3, "what others fitted stays"
+        assert entry["source"] == f"runs of others; power: {SOURCE}"
         assert np.median(np.abs(found.residuals["tpot"])) < 0.005
+        assert set(found.intervals) <= set(flat(found.tables))
+        for value, (low, high) in zip((30e-6, 0.93), found.intervals.values(), strict=True):
+            assert low <= value * 1.03 and high >= value * 0.97 and high - low < 0.2 * value
+        again = catalog.with_file(written(found.tables, tmp_path))
+        assert scale_of(again, 0.9).source == entry["source"], "a second calibration says nothing twice"
+        assert scale_of(builtin, 0.9).source == SOURCE
+
+    def test_intervals_are_of_configurations_that_differ(self, write: Write) -> None:
+        """One limit is measured 4 % slower and 6 % hungrier than simulated: the figures lie between."""
+        catalog, source = Catalog.builtin(), NlrOnline()
+        cells = [ONLINE | {"request_rate": rate, "output_len": most} for most in (256, 512) for rate in (20, 50, 200)]
+        rows = source.read([write(*cells)], catalog)
+        simulated = source.simulate(rows, catalog, 0, lambda done: None)
+        rows = [
+            replace(row, measured=one | ({"tpot": 1.04 * one["tpot"], "power": 1.06 * one["power"]} if i > 2 else {}))
+            for i, (row, one) in enumerate(zip(rows, simulated, strict=True))
+        ]
+        found = source.fit(rows, catalog, np.random.default_rng(0), lambda done: None)
+        (greedy, power), known = found.intervals.values(), catalog.gpu(GPU).timing.greedy_s
+        assert greedy[0] == pytest.approx(known, rel=0.2) and greedy[1] > 1.3 * known
+        assert power[1] / power[0] > 1.05
+        fitted = (found.tables["gpus"][GPU]["timing"]["greedy_s"], found.tables["scales"][0]["power"])
+        for value, (low, high) in zip(fitted, (greedy, power), strict=True):
+            assert low <= value <= high
 
     def test_figures_are_never_negative(self, write: Write) -> None:
-        (row,) = NlrOffline().read([write(OFFLINE)])
+        (row,) = NlrOffline().read([write(OFFLINE)], Catalog.builtin())
         row = replace(row, measured={**row.measured, "power": 1000.0})
         found = NlrOffline().fit([row], Catalog.builtin(), np.random.default_rng(0), lambda done: None)
         host = found.tables["gpus"][GPU]["host"]
@@ -310,7 +353,7 @@ class TestPublished:
         ],
     )
     def test_medians(self, source: NlrSource, file: str, rows: int) -> None:
-        read = source.read([DATA / file])
+        read = source.read([DATA / file], Catalog.builtin())
         assert len(read) == rows
         simulated = source.simulate(read[::7], Catalog.builtin(), 0, lambda done: None)
         for quantity in set(source.quantities) - {"ttft"}:

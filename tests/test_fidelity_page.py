@@ -80,7 +80,8 @@ def test_the_page_says_what_was_found(folder: Path) -> None:
     assert "| N | 4 | 50.0 / 75.0 / 75.0 |" in page
     assert "| M | 1 | 0.0 / – / 100.0 |" in page
     assert "`toy.csv` (" in page
-    assert "Not compared in power, double: toy.csv:6." in page
+    assert "- Not compared in power, double, because the catalogue has no GPU X1: toy.csv:6." in page
+    assert "| 5 | 4 | 1: the catalogue has no GPU X1 |" in page
     assert str(folder) not in page, "the page is the same on every machine"
     assert "not-yet-readable" not in page
 
@@ -104,7 +105,7 @@ def test_what_is_missing_is_named(folder: Path) -> None:
 
 def test_scores_stand_in_the_json_beside_the_errors(folder: Path) -> None:
     source = ScoredToy()
-    rows = read(source, [folder / "data" / "toy.csv"])
+    rows = read(source, [folder / "data" / "toy.csv"], Catalog.builtin())
     told = as_json(validate(source, rows, Catalog.builtin(), 0, lambda done: None))
     assert told["scores"] == {"likeness": {"value": 0.8, "interval_95": pytest.approx([0.7, 0.9])}}
     plain = assess(

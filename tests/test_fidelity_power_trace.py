@@ -10,10 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmcluster.experiments.fidelity.engine_power import Counted, iteration, watts_of, work
+from llmcluster.experiments.fidelity.batches import Batches, governed
+from llmcluster.experiments.fidelity.engine_power import Counted, work
+from llmcluster.experiments.fidelity.errors import Comparison
+from llmcluster.experiments.fidelity.iteration import Watts
 from llmcluster.experiments.fidelity.series import autocorrelation, blocks, compare, second_means, with_intervals
+from llmcluster.experiments.fidelity.skipped import Skipped
 from llmcluster.experiments.fidelity.source import Row
 from llmcluster.experiments.fidelity.sources.power_trace import PowerTrace
+from llmcluster.experiments.fidelity.validate import assess
 from llmcluster.simulator.blueprint import Blueprint
 from llmcluster.simulator.catalog import Catalog, GpuSpec
 from llmcluster.simulator.cluster import Cluster
@@ -71,7 +76,7 @@ def predict(rows: list[Row], catalog: Catalog = CATALOG) -> np.ndarray:
 
 def test_a_pair_is_one_row_whatever_the_order_and_further_columns(tmp_path: Path) -> None:
     files = pair(tmp_path, idle_power(10), counters(41), "A100-80GB_qwen3-8b_tp2_run")
-    one, other = PowerTrace().read(files), PowerTrace().read(files[::-1])
+    one, other = PowerTrace().read(files, CATALOG), PowerTrace().read(files[::-1], CATALOG)
     assert len(one) == 1 and one[0].configuration == other[0].configuration
     assert one[0].groups == {"gpu": "A100-80GB", "model": "Qwen3-8B"} and one[0].given["tp"] == 2
     assert one[0].measured == {"energy": pytest.approx(820)}
@@ -82,11 +87,11 @@ def test_pairs_are_told_apart_by_name(tmp_path: Path) -> None:
         *pair(tmp_path, idle_power(10), counters(41), "h100_llama-3.1-8b_200rps"),
         *pair(tmp_path, idle_power(4), counters(17)),
     ]
-    rows = PowerTrace().read(files)
+    rows = PowerTrace().read(files, CATALOG)
     assert [row.groups["gpu"] for row in rows] == ["H100-80GB", "A100-80GB"]
     assert [row.measured["energy"] for row in rows] == pytest.approx([820, 328])
     with pytest.raises(InputError, match="other half"):
-        PowerTrace().read(files[:3])
+        PowerTrace().read(files[:3], CATALOG)
 
 
 @pytest.mark.parametrize(
@@ -105,13 +110,37 @@ def test_bad_pairs_are_refused(
     tmp_path: Path, power: list[list[float]], engine: list[list[float]], name: str, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        PowerTrace().read(pair(tmp_path, power, engine, name))
+        PowerTrace().read(pair(tmp_path, power, engine, name), CATALOG)
+
+
+def test_names_are_those_of_the_catalogue_that_is_given(tmp_path: Path) -> None:
+    more = tmp_path / "more.toml"
+    more.write_text('[gpus.Z9]\nlike = "A100-80GB"\npower.idle_w = 60\n\n[models.New-8B]\nlike = "Qwen3-8B"\n')
+    files, catalog = pair(tmp_path, idle_power(10), counters(41), "z9_new-8b"), CATALOG.with_file(more)
+    with pytest.raises(InputError, match=r"does not tell the GPU.*--catalog FILE"):
+        PowerTrace().read(files, CATALOG)
+    rows = PowerTrace().read(files, catalog)
+    assert rows[0].groups == {"gpu": "Z9", "model": "New-8B"}
+    assert np.nanmin(predict(rows, catalog)) >= 60
+
+
+def test_a_pair_that_cannot_be_is_skipped_with_its_reason(tmp_path: Path) -> None:
+    files = [
+        *pair(tmp_path, idle_power(10), counters(41), "a100_qwen3-8b_tp3"),
+        *pair(tmp_path, idle_power(10), counters(41), "a100_qwen3-8b_tp1"),
+    ]
+    rows = PowerTrace().read(files, CATALOG)
+    outcomes = PowerTrace().simulate(rows, CATALOG, 0, lambda done: None)
+    assert isinstance(outcomes[0], Skipped) and outcomes[0].reason.startswith("tp: ")
+    validation = assess(PowerTrace(), Comparison.of(rows, outcomes, ["energy"]), np.random.default_rng(0))
+    assert validation.summaries["energy"].count == 1
+    assert [score.name for score in validation.scores] == ["energy_error"], "the power does not change: no dynamics"
 
 
 def test_a_file_of_neither_kind_is_refused(tmp_path: Path) -> None:
     files = pair(tmp_path, idle_power(10), counters(41))
     with pytest.raises(InputError, match="neither a power trace nor an engine trace"):
-        PowerTrace().read([files[0], write(tmp_path / "x_engine.csv", ["epoch_s", "tokens"], [[1, 2]])])
+        PowerTrace().read([files[0], write(tmp_path / "x_engine.csv", ["epoch_s", "tokens"], [[1, 2]])], CATALOG)
 
 
 # --------------------------------------------------------------------------------------------------------- arithmetic
@@ -119,33 +148,43 @@ def test_a_file_of_neither_kind_is_refused(tmp_path: Path) -> None:
 
 def test_an_iteration_by_hand() -> None:
     """Eight decodes of 500 tokens of context."""
-    found = iteration(COST, POWER, 8, 8, 4000, 4000)
+    found = work(COST, POWER, Counted(1, 0, 8, 0, 500))
     host = (COST.step_ps + 8 * COST.sequence_ps) / PS_PER_S
     memory = (int(COST.memory_ps[8]) + 4000 * COST.kv_read_ps) / PS_PER_S
     compute = (int(COST.compute_ps[8]) + 4000 * COST.attention_ps) / PS_PER_S
     gap, samples = COST.gap_ps / PS_PER_S, 8 * COST.sample_ps / PS_PER_S
     assert compute < memory and gap > 0 and samples > 0
     works = gap + samples + memory
-    assert (found.length, found.host, found.link) == pytest.approx((host + works, host, 0))
+    assert (found.length, found.host) == pytest.approx((host + works, host))
     cache = 4000 * COST.kv_read_ps / PS_PER_S
-    assert found.parts == pytest.approx((works, compute, memory - cache + samples, cache, 0))
+    assert tuple(found.activity) == pytest.approx((works, compute, memory - cache + samples, cache, 0))
 
 
 def test_a_long_prompt_is_held_down_to_the_tdp() -> None:
-    long, short = iteration(COST, POWER, 8192, 1, 8192**2 / 2, 0), iteration(COST, POWER, 16, 1, 136, 0)
+    long, short = (work(COST, POWER, Counted(1, tokens, 0, 1, 0)) for tokens in (8192, 16))
     for busy in (long, short):
-        assert POWER.idle_w + watts_of(POWER) @ busy.parts / busy.length <= POWER.cap_max_w
-    assert long.active < long.length - long.host and short.active == pytest.approx(short.length - short.host)
+        assert POWER.idle_w + Watts.of(POWER).above_idle(busy.activity) / busy.length <= POWER.cap_max_w
+    assert long.activity.active < long.length - long.host
+    assert short.activity.active == pytest.approx(short.length - short.host)
+
+
+def test_counters_that_leap_stay_within_the_tables() -> None:
+    """More prompt tokens than the budget in the only iteration counted: they take as long as the budget does."""
+    leap, full = (work(COST, POWER, Counted(1, tokens, 0, 1, 0)) for tokens in (20_000, 8192))
+    assert leap.length > full.length and leap.activity.link == full.activity.link
+    assert leap.activity.memory == pytest.approx(full.activity.memory)
 
 
 def test_work_adds_up_over_iterations() -> None:
     assert work(COST, POWER, Counted(0, 0, 0, 0, 0)).length == 0
     decodes = work(COST, POWER, Counted(20, 0, 80, 0, 300))
-    assert decodes.length == pytest.approx(20 * iteration(COST, POWER, 4, 4, 1200, 1200).length)
+    one = governed(COST, POWER, Batches(*(np.array([value]) for value in (4, 4, 1200, 1200)))).times
+    assert decodes.length == pytest.approx(20 * one.length[0])
     mixed = work(COST, POWER, Counted(20, 1000, 81, 1, 300))
-    prefill = iteration(COST, POWER, 1004, 5, 1200 + 1000 * 1001 / 2, 1200)
-    assert mixed.length == pytest.approx(decodes.length * 19 / 20 + prefill.length)
-    assert mixed.compute > decodes.compute
+    prompt = (1004, 5, 1200 + 1000 * 1001 / 2, 1200)
+    prefill = governed(COST, POWER, Batches(*(np.array([value]) for value in prompt))).times
+    assert mixed.length == pytest.approx(decodes.length * 19 / 20 + prefill.length[0])
+    assert mixed.activity.compute > decodes.activity.compute
 
 
 # ------------------------------------------------------------------------------------------------------------- series
@@ -189,16 +228,15 @@ def test_intervals_hold_the_figure_and_narrow_with_length() -> None:
 
 def test_before_and_after_the_engine_the_gpu_idles(tmp_path: Path) -> None:
     looks = [[1005 + k / 4, 4 if k < 12 else 0, 0, 400, 80 * min(k, 12), 20 * min(k, 12)] for k in range(20)]
-    watts = predict(PowerTrace().read(pair(tmp_path, idle_power(15), looks)))
+    watts = predict(PowerTrace().read(pair(tmp_path, idle_power(15), looks), CATALOG))
     assert watts[[0, 1, 2, 3, 12, 13]] == pytest.approx(GPU.power.idle_w)
-    decode = iteration(COST, POWER, 4, 4, 0, 0)
-    level = POWER.idle_w + watts_of(POWER) @ decode.parts / decode.length
+    level = governed(COST, POWER, Batches(*(np.array([value]) for value in (4, 4, 0, 0)))).power_w[0]
     assert watts[[5, 6]] == pytest.approx(level, rel=0.1)
 
 
 def test_totals_from_before_the_first_look_are_not_work(tmp_path: Path) -> None:
     looks = [[1000 + k / 4, 0, 0, 10**6, 10**6, 10**6] for k in range(41)]
-    assert predict(PowerTrace().read(pair(tmp_path, idle_power(10), looks))) == pytest.approx(GPU.power.idle_w)
+    assert predict(PowerTrace().read(pair(tmp_path, idle_power(10), looks), CATALOG)) == pytest.approx(GPU.power.idle_w)
 
 
 class Log(Observer):
@@ -263,7 +301,7 @@ def simulated_pair(folder: Path, rate_per_s: float, seconds: int = 60) -> tuple[
 @pytest.mark.parametrize("rate_per_s", [0.5, 3.0, 10.0])
 def test_counters_tell_the_power_of_the_simulators_own_engine(tmp_path: Path, rate_per_s: float) -> None:
     files, bins_j = simulated_pair(tmp_path, rate_per_s)
-    rows = PowerTrace().read(files)
+    rows = PowerTrace().read(files, CATALOG)
     assert rows[0].measured["energy"] == pytest.approx(bins_j, rel=0.03)
     simulated = PowerTrace().simulate(rows, CATALOG, 0, lambda done: None)
     found = PowerTrace().summary(rows, simulated)
@@ -272,7 +310,7 @@ def test_counters_tell_the_power_of_the_simulators_own_engine(tmp_path: Path, ra
 
 
 def test_a_fit_finds_the_power_that_made_the_trace(tmp_path: Path) -> None:
-    rows = PowerTrace().read(simulated_pair(tmp_path, 3.0)[0])
+    rows = PowerTrace().read(simulated_pair(tmp_path, 3.0)[0], CATALOG)
     wrong = GPU.model_copy(update={"power": GPU.power.model_copy(update={"active_w": 60.0, "idle_w": 120.0})})
     catalog = replace(CATALOG, gpus={**CATALOG.gpus, GPU.name: wrong})
     done: list[int] = []
@@ -298,7 +336,7 @@ def published() -> list[Row]:
     files = [root / f"a100_qwen3-8b_r2p5_smooth_{kind}.csv" for kind in ("power", "engine")]
     if not all(path.is_file() for path in files):
         pytest.skip("the published pair of traces is not under LLMCLUSTER_DATA")
-    return PowerTrace().read(files)
+    return PowerTrace().read(files, CATALOG)
 
 
 @pytest.mark.data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmcluster.experiments.fidelity import scalars
+from llmcluster.experiments.fidelity.batches import decodes, governed, prompts
 from llmcluster.experiments.fidelity.eager import Eager, Figures, Waits
-from llmcluster.experiments.fidelity.iteration import decodes, prompts, run
+from llmcluster.experiments.fidelity.figures import with_file
+from llmcluster.experiments.fidelity.skipped import Skipped
 from llmcluster.experiments.fidelity.source import Row
 from llmcluster.experiments.fidelity.sources.splitwise import Splitwise
+from llmcluster.experiments.fidelity.validate import as_json, validate
 from llmcluster.simulator.catalog import Catalog, Scale
 from llmcluster.simulator.errors import InputError
 from llmcluster.simulator.performance import iteration_cost
@@ -75,7 +79,7 @@ def made_up(figures: Figures, catalog: Catalog, slots: Sequence[tuple[str, str, 
 
 def test_a_row_is_read_with_the_names_of_the_catalogue(write: Write, catalog: Catalog) -> None:
     path = write(LINE, LINE.replace(",0.73,", ",0,"))
-    first, second = Splitwise().read([path])
+    first, second = Splitwise().read([path], Catalog.builtin())
     assert first.place == f"{path}:2" and second.place == f"{path}:3"
     assert first.measured == {"prompt_time": 196.2, "token_time": 54.9, "power": 0.73}
     assert set(second.measured) == {"prompt_time", "token_time"}  # 0 is not recorded
@@ -86,7 +90,9 @@ def test_a_row_is_read_with_the_names_of_the_catalogue(write: Write, catalog: Ca
 
 def test_batches_and_outputs_of_a_prompt_length_stay_together(write: Write) -> None:
     other_batch, other_prompt = LINE.replace(",512,1,", ",512,64,"), LINE.replace(",512,1,", ",1024,1,")
-    rows = Splitwise().read([write(LINE, LINE.replace(",128,", ",4096,"), other_batch, other_prompt)])
+    rows = Splitwise().read(
+        [write(LINE, LINE.replace(",128,", ",4096,"), other_batch, other_prompt)], Catalog.builtin()
+    )
     assert [row.configuration == rows[0].configuration for row in rows] == [True, True, True, False]
 
 
@@ -104,40 +110,47 @@ def test_batches_and_outputs_of_a_prompt_length_stay_together(write: Write) -> N
 )
 def test_a_value_that_does_not_hold_is_named(write: Write, line: str, named: str) -> None:
     with pytest.raises(InputError, match=named):
-        Splitwise().read([write(line)])
+        Splitwise().read([write(line)], Catalog.builtin())
 
 
 def test_a_file_that_is_none_is_named(write: Write, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="token_time"):
-        Splitwise().read([write(LINE, header=HEADER.replace("token_time", "tpot"))])
+        Splitwise().read([write(LINE, header=HEADER.replace("token_time", "tpot"))], Catalog.builtin())
     with pytest.raises(InputError, match="no row"):
-        Splitwise().read([write()])
+        Splitwise().read([write()], Catalog.builtin())
     with pytest.raises(InputError, match="cannot be read"):
-        Splitwise().read([tmp_path / "none.csv"])
+        Splitwise().read([tmp_path / "none.csv"], Catalog.builtin())
 
 
 def test_an_unknown_model_or_gpu_is_left_out_and_the_others_are_not(write: Write, catalog: Catalog) -> None:
     lines = (LINE.replace("llama2-70b", "gpt-9"), LINE.replace("a100-80gb", "x999"), LINE)
-    strange, other, known = Splitwise().simulate(Splitwise().read([write(*lines)]), catalog, 0, nobody)
-    assert strange == other == {} and known["prompt_time"] > 0
+    strange, other, known = Splitwise().simulate(
+        Splitwise().read([write(*lines)], Catalog.builtin()), catalog, 0, nobody
+    )
+    assert strange == Skipped("the catalogue has no model gpt-9", "Give its entry with --catalog FILE")
+    assert other == replace(strange, reason="the catalogue has no GPU x999") and known["prompt_time"] > 0
 
 
 def test_synthetic_rows_and_batches_that_do_not_fit_are_left_out_and_named(write: Write, catalog: Catalog) -> None:
     capped, crowded = LINE.replace("a100-80gb", "h100-80gb-pcap"), LINE.replace(",512,1,", ",512,64,")
-    rows = Splitwise().read([write(LINE, capped, crowded, crowded.replace("9.0,2", "9.0,4"))])
+    rows = Splitwise().read([write(LINE, capped, crowded, crowded.replace("9.0,2", "9.0,4"))], Catalog.builtin())
     simulated = Splitwise().simulate(rows, catalog, 0, nobody)
-    assert [bool(one) for one in simulated] == [True, False, False, True]
-    reasons = Splitwise().outliers(rows, catalog)
-    assert "synthetic" in reasons[rows[1].place] and "40960 tokens" in reasons[rows[2].place] and len(reasons) == 2
+    assert [one for one in simulated if isinstance(one, Skipped)] == simulated[1:3]
+    assert "synthetic" in simulated[1].reason and "does not fit the KV cache" in simulated[2].reason
+    (weights,) = Splitwise().simulate([replace(rows[0], given={**rows[0].given, "tp": 1})], catalog, 0, nobody)
+    assert "Llama-2-70B on A100-80GB with tp=1" in weights.reason and "tp=" in weights.remedy
 
 
 def test_a_repeat_far_from_the_others_is_named(write: Write, catalog: Catalog) -> None:
-    rows = Splitwise().read([write(LINE, LINE, LINE.replace("196.2", "220.0"))])
-    assert Splitwise().outliers(rows, catalog) == {rows[2].place: "prompt_time is +12% from the median of its repeats"}
+    rows = Splitwise().read([write(LINE, LINE, LINE.replace("196.2", "220.0"))], Catalog.builtin())
+    assert Splitwise().outliers(rows) == {"prompt_time is over 10% from the median of its repeats": [rows[2].place]}
+    assert not Splitwise().outliers(rows[:2])
+    told = as_json(validate(Splitwise(), rows, catalog, 0, nobody))
+    assert told["rows"] == 3 and told["outliers"] == Splitwise().outliers(rows) and told["skipped"] == []
 
 
 def test_what_was_measured_does_not_matter(write: Write, catalog: Catalog) -> None:
-    once, twice = Splitwise().read([write(LINE, LINE.replace("196.2,54.9", "1,1"))])
+    once, twice = Splitwise().read([write(LINE, LINE.replace("196.2,54.9", "1,1"))], Catalog.builtin())
     found = Splitwise().simulate([once, twice], catalog, 0, nobody)
     assert found[0] == found[1] and set(found[0]) == {"prompt_time", "token_time", "power"}
 
@@ -146,19 +159,21 @@ def test_what_was_measured_does_not_matter(write: Write, catalog: Catalog) -> No
 def test_iterations_are_those_of_the_engine_at_the_clock_of_the_tdp(catalog: Catalog, gpu: str) -> None:
     model, chip = catalog.model("Llama-2-70B"), catalog.gpu(gpu)
     cost, power = iteration_cost(model, chip, 4, 8192), power_coefficients(model, chip, 4)
+    cost = cost._replace(gap_ps=0, sample_ps=0)
     batch, prompt = np.array([1, 16, 1]), np.array([512, 512, 8192])
-    ran = run(cost, power, prompts(batch, prompt))
+    ran = governed(cost, power, prompts(batch, prompt))
     for i, tokens in enumerate((batch * prompt).tolist()):
         pairs = batch[i] * prompt[i] * (prompt[i] + 1) / 2
         other_s = (cost.step_ps + cost.sequence_ps * batch[i] + cost.link_ps[tokens]) / 1e12
-        ratio = (cost.compute_ps[tokens] + cost.attention_ps * pairs) / 1e12 / (ran.length_s[i] - other_s)
+        ratio = (cost.compute_ps[tokens] + cost.attention_ps * pairs) / 1e12 / (ran.times.length[i] - other_s)
         assert np.isclose(power.clock_ratio, ratio).any()  # compute-bound, at a clock of the ladder
-        assert ran.energy_j[i] <= power.cap_max_w * ran.length_s[i] * (1 + 1e-9)
-    uncapped = run(cost, power._replace(cap_max_w=1e9), prompts(batch, prompt))
-    assert (uncapped.length_s <= ran.length_s).all() and (uncapped.energy_j >= ran.energy_j).all()
-    token = run(cost, power, decodes(np.array([1, 32]), np.array([576, 576])))
+        assert ran.power_w[i] <= power.cap_max_w
+    uncapped = governed(cost, power._replace(cap_max_w=1e9), prompts(batch, prompt))
+    assert (uncapped.times.length <= ran.times.length).all() and (uncapped.power_w >= ran.power_w).all()
+    token = governed(cost, power, decodes(np.array([1, 32]), np.array([576, 576]))).times
     read_s = (cost.memory_ps[[1, 32]] + cost.kv_read_ps * np.array([576, 32 * 576])) / 1e12
-    assert np.allclose(token.work_s, read_s) and np.allclose(token.link_s, cost.link_ps[[1, 32]] / 1e12)
+    assert np.allclose(token.memory + token.cache, read_s) and np.allclose(token.link, cost.link_ps[[1, 32]] / 1e12)
+    assert np.allclose(token.length, token.host + token.link + read_s)
 
 
 def test_launches_hide_behind_work_or_the_work_behind_them() -> None:
@@ -266,6 +281,15 @@ def test_a_file_of_figures_is_simulated_as_it_was_fitted(catalog: Catalog, tmp_p
     assert [dict(one) for one in simulated] == [dict(row.measured) for row in rows]
 
 
+def test_a_file_of_gpus_goes_to_the_catalogue(write: Write, catalog: Catalog, tmp_path: Path) -> None:
+    more = tmp_path / "more.toml"
+    more.write_text('[gpus.X999]\nlike = "A100-80GB"\nmemory_bytes_per_s = 1e12\n')
+    source, known = with_file(Splitwise(), catalog, more)
+    path = write(LINE.replace("a100-80gb", "x999"), LINE)
+    slower, row = source.simulate(rows := source.read([path], known), known, 0, nobody)
+    assert rows[0].groups["gpu"] == "X999" and slower["token_time"] > row["token_time"]
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -311,14 +335,15 @@ def test_intervals_hold_the_truth_and_shrink_with_the_scatter() -> None:
 @pytest.mark.skipif(not DATA.is_dir(), reason="splitwise's perf_model.csv is not under LLMCLUSTER_DATA")
 def test_the_shipped_figures_meet_the_published_medians(catalog: Catalog) -> None:
     source = Splitwise()
-    rows = source.read([DATA / "perf_model.csv"])
+    rows = source.read([DATA / "perf_model.csv"], Catalog.builtin())
     simulated = source.simulate(rows, catalog, 0, nobody)
     for gpu in ("A100-80GB", "H100-80GB"):
         for quantity in ("prompt_time", "token_time"):
             off = [
                 abs(one[quantity] / row.measured[quantity] - 1)
                 for row, one in zip(rows, simulated, strict=True)
-                if one and row.groups["gpu"] == gpu
+                if not isinstance(one, Skipped) and row.groups["gpu"] == gpu
             ]
             assert len(off) >= 415 and float(np.median(off)) < 0.10
-    assert sum(not one for one in simulated) == 430  # 420 synthetic rows, 10 that do not fit at once
+    reasons = Counter(one.reason.partition(":")[0] for one in simulated if isinstance(one, Skipped))
+    assert sorted(reasons.values()) == [10, 420] and reasons["synthetic"] == 420

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterable
@@ -79,9 +80,12 @@ def test_validate_gives_pure_json_of_the_published_layout(call: Call, measured: 
         "interval_95": {},
         "bias": {},
     }
-    assert result["skipped"] == [{"place": f"{measured}:5", "quantities": ["power", "double"]}]
+    reason = {"reason": "the catalogue has no GPU X1", "remedy": "Give its entry with --catalog FILE"}
+    assert result["skipped"] == [{"place": f"{measured}:5", "quantities": ["power", "double"], **reason}]
     assert result["assumed"] == ["power is a share of idle power"]
     assert "1 of 4 rows cannot be compared in full" in err
+    assert re.search(r"1 +the catalogue has no GPU X1\. Give its entry with --catalog FILE", err)
+    assert "the catalogue has no GPU X1: toy.csv:5" in err
     assert "engine 1.2.3" in err
 
     rows = read_csv("rows.csv")
@@ -152,7 +156,8 @@ def test_bad_arguments_are_named(call: Call, measured: Path, tmp_path: Path) -> 
     assert call("validate", "toy")[0] == 2
     assert "no such file" in call("validate", "toy", tmp_path / "none.csv")[2]
     unknown = write(tmp_path / "unknown.csv", [("X1", "M", "a", 1.0, 1.0)])
-    assert "none of them can be simulated. Give the GPUs" in call("validate", "toy", unknown)[2]
+    said = "none of them can be compared: the catalogue has no GPU X1 (1 of them). Give its entry with --catalog FILE"
+    assert said in call("validate", "toy", unknown)[2]
     code, _, err = call("calibrate", "toy", measured, "--out", "x.toml")
     assert code == 2
     assert "nothing of the catalogue is fitted to it" in err
@@ -240,7 +245,7 @@ def test_each_model_is_predicted_from_the_others(call: Call, tmp_path: Path) -> 
     cells += [("H100-80GB", "N", FITTED[1], 1.0, 4.0), ("H100-80GB", "N", HELD[1], 1.0, 40.0)]
     path = write(tmp_path / "two.csv", [*cells, ("A40", "N", FITTED[2], 1.0, 1.0)])
     source = toy_source.FittedToy()
-    rows = source.read([path])
+    rows = source.read([path], Catalog.builtin())
     found = leave_one_model_out(source, rows, Catalog.builtin(), 0, np.random.default_rng(0), advance)
     assert found.error["power"] == pytest.approx([1.0, 1.0, -0.5, -0.95, np.nan], nan_ok=True)
     told = json.loads(
@@ -248,7 +253,8 @@ def test_each_model_is_predicted_from_the_others(call: Call, tmp_path: Path) -> 
     )["leave_one_model_out"]
     assert told["models"]["M"]["median_abs_rel_error"]["power"] == pytest.approx(1.0)
     assert told["models"]["N"]["bias"]["power"] == pytest.approx(-0.725)
-    assert told["skipped"] == [f"{path}:6"], "no other model was measured on an A40"
+    (alone,) = told["skipped"]
+    assert alone["place"] == f"{path}:6" and alone["reason"] == "no fit row of another model is on the row's GPU"
 
 
 def test_what_the_catalogue_knows_of_the_model_left_out_is_laid_aside(tmp_path: Path) -> None:

@@ -194,6 +194,33 @@ def test_spread_experts_worked_by_hand():
     assert cost.gap_ps == pytest.approx(48e12 * (FITTED.layer_s + FITTED.expert_layer_s), abs=1)
 
 
+def test_what_shared_experts_and_weights_in_fp8_take_worked_by_hand():
+    """DeepSeek-V3 has 61 layers, all in FP8, and experts in 58 of them with one that every token passes through."""
+    model = CATALOG.model("DeepSeek-V3")
+    gpu = with_timing(CATALOG.gpu("B200"), layer_s=1e-5, expert_layer_s=2e-5, shared_layer_s=4e-5, fp8_layer_s=8e-5)
+    cost = iteration_cost(model, gpu, 8, ep=True)
+    assert cost.gap_ps == pytest.approx((61 * 10 + 58 * 20 + 58 * 40) * 1e6, abs=1)
+    without = iteration_cost(model, with_timing(gpu, fp8_layer_s=0.0, overlap_loss=0.0), 8, ep=True)
+    cost = iteration_cost(model, with_timing(gpu, overlap_loss=0.0), 8, ep=True)
+    assert (cost.memory_ps - without.memory_ps)[[0, 1, 500]] == pytest.approx([0, 61 * 80e6, 61 * 80e6], abs=2)
+    assert np.array_equal(cost.compute_ps, without.compute_ps)
+
+
+@pytest.mark.parametrize("name", ["Llama-3.1-405B", "Qwen3-235B-A22B", "gpt-oss-120b"])
+def test_models_in_other_formats_quantise_nothing(name):
+    model = CATALOG.model(name)
+    assert (model.fp8_layers, model.shared_layers) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "fp8", "shared"),
+    [("Llama-3.1-405B-FP8", 126, 0), ("Llama-4-Maverick-17B-128E-FP8", 24, 24), ("Llama-4-Scout-17B-16E", 0, 48)],
+)
+def test_layers_in_fp8_and_with_shared_experts_are_counted(name, fp8, shared):
+    model = CATALOG.model(name)
+    assert (model.fp8_layers, model.shared_layers) == (fp8, shared)
+
+
 @pytest.mark.parametrize("tp", [1, 2])
 def test_scans_and_states_worked_by_hand(tp):
     """27 of 56 layers scan; a sequence keeps 128 heads of 80 × 128 numbers of four bytes there, and convolutions."""
@@ -235,6 +262,7 @@ KINDS = [
         ("Qwen3-30B-A3B", 1, 1, False),
         ("Qwen3-30B-A3B-FP8", 2, 1, True),
         ("gpt-oss-120b", 4, 2, True),
+        ("Llama-4-Scout-17B-16E", 4, 1, True),
     ]
 ]
 DURATIONS = [name for name in TimingFit.model_fields if name.endswith("_s")]

@@ -15,7 +15,7 @@ from rich.console import Console
 from llmcluster.envs.cluster_env import LLMClusterEnv
 from llmcluster.experiments.report import render, write_report
 from llmcluster.experiments.results import SERIES, Episode, Evaluation
-from llmcluster.experiments.table import COLUMNS, DIFFERENCE, FIGURES, as_json, print_table, rows
+from llmcluster.experiments.table import COLUMNS, DIFFERENCE, FIGURES, as_json, print_table, rows, told
 from llmcluster.simulator.errors import InputError
 
 SCENARIO = {
@@ -148,8 +148,16 @@ def test_printed_table_fits_its_console(evaluation: Evaluation, seeds: int) -> N
     assert "against half" in text
     assert "nan" not in text
     assert "…" in text if seeds == 3 else "…" not in text
-    for column in COLUMNS:
+    for column in COLUMNS[:15]:
         assert column.title in text
+    assert "trips" not in text  # nothing did
+
+
+def test_columns_of_zeros_are_left_out_unless_they_tell_something(evaluation: Evaluation) -> None:
+    *others, last = evaluation.episodes
+    tripped = replace(evaluation, episodes=(*others, replace(last, summary=replace(last.summary, trips=2))))
+    usual, more = ([column.key for column in told(rows(one))] for one in (evaluation, tripped))
+    assert usual[-3:] == ["energy_cost", "carbon", "quality"] and more == [*usual, "trips"]
 
 
 class Page(HTMLParser):
@@ -179,7 +187,7 @@ def test_report_is_one_sound_page_that_loads_nothing(evaluation: Evaluation, see
     page.feed(text)
     assert page.open == []
     assert page.loaded == []
-    assert page.tags.count("table") == 2
+    assert page.tags.count("table") == 3
     assert text.count("Plotly.newPlot(") >= 4
     assert len(re.findall(r'id="figure-\d"', text)) == 4
     visible = text.split("<script", 1)[0]

@@ -91,6 +91,7 @@ SENSIBLE = {
     "carbon-price": 0.25,
     "cooling-failure": 0.5,
     "default": 0.25,
+    "emergency": 0.5,
     "flash-crowd": 0.25,
     "heat-wave": 0.75,
     "mixed-fleet": 0.5,

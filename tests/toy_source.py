@@ -7,7 +7,8 @@ from statistics import median
 import numpy as np
 
 from llmcluster.experiments.fidelity.csv_rows import Line, read_lines
-from llmcluster.experiments.fidelity.source import Advance, Fitted, Row, Simulated
+from llmcluster.experiments.fidelity.skipped import missing
+from llmcluster.experiments.fidelity.source import Advance, Fitted, Outcome, Row
 from llmcluster.simulator.catalog import Catalog
 
 HEADER = "gpu,model,setup,share,power"
@@ -19,15 +20,13 @@ class Toy:
     quantities: Mapping[str, str] = {"power": "W", "double": "W"}
     assumed: Sequence[str] = ("power is a share of idle power",)
 
-    def read(self, files: Sequence[Path]) -> list[Row]:
+    def read(self, files: Sequence[Path], catalog: Catalog) -> list[Row]:
         return [_row(line) for path in files for line in read_lines(path, HEADER.split(","))]
 
-    def simulate(self, rows: Sequence[Row], catalog: Catalog, seed: int, advance: Advance) -> list[Simulated]:
-        found: list[Simulated] = []
+    def simulate(self, rows: Sequence[Row], catalog: Catalog, seed: int, advance: Advance) -> list[Outcome]:
+        found: list[Outcome] = []
         for row in rows:
-            name = row.groups["gpu"]
-            power = catalog.gpu(name).power.idle_w * row.given["share"] if name in catalog.gpus else None
-            found.append({} if power is None else {"power": power, "double": 2 * power})
+            found.append(missing(catalog, gpu=row.groups["gpu"]) or _simulate(row, catalog))
             advance(len(found))
         return found
 
@@ -50,6 +49,11 @@ class FittedToy(Toy):
         intervals = {f"gpus.{gpu}.power.idle_w": (0.5 * watts, 2 * watts) for gpu, watts in idle.items()}
         advance(len(rows))
         return Fitted({"gpus": tables}, intervals, {"power": residuals})
+
+
+def _simulate(row: Row, catalog: Catalog) -> Outcome:
+    power = catalog.gpu(row.groups["gpu"]).power.idle_w * row.given["share"]
+    return {"power": power, "double": 2 * power}
 
 
 def _row(line: Line) -> Row:

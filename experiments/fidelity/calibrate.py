@@ -13,11 +13,14 @@ from ...simulator.catalog import Catalog
 from ...simulator.errors import InputError
 from .errors import LEVEL, Comparison, Summary
 from .figures import flat, sha256
+from .skipped import Skipped
 from .source import Advance, Calibrated, Row, Source
 from .split import FIT, part
 from .validate import Group
 
 Interval = tuple[float, float]
+
+NOT_FITTED = Skipped("the fit leaves the row out", "`llmcluster validate` compares it, or says why not")
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def calibrate(
     if bootstrap is not None:
         intervals = _resampled(source, chosen, catalog, rng, bootstrap)
     error = {q: np.asarray(values, np.float64) for q, values in fitted.residuals.items()}
-    residuals = Comparison(chosen, [{}] * len(chosen), error)
+    residuals = Comparison(chosen, [NOT_FITTED] * len(chosen), error)
     by_configuration: dict[str, list[int]] = {}
     for i, row in enumerate(chosen):
         by_configuration.setdefault(row.configuration, []).append(i)

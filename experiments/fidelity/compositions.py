@@ -21,6 +21,7 @@ from ...simulator.performance import BLOCK_TOKENS
 from ...simulator.reference.physics import Work
 from ...simulator.reference.request import Request
 from ...simulator.reference.scheduler import Plan, Scheduler
+from .batches import Batches
 
 RAMP_UP, STEADY, DRAIN = range(3)
 
@@ -40,6 +41,8 @@ class Run:
         max_num_seqs: Most requests that run at once.
         kv_tokens: Tokens that fit into the KV cache.
         max_num_batched_tokens: Token budget of an iteration.
+        repeats: How often the queue holds the same prompts, one time after the other; prefix caching finds those that
+            have been computed and not been evicted since.
     """
 
     prompt_tokens: Sequence[int]
@@ -47,11 +50,12 @@ class Run:
     max_num_seqs: int
     kv_tokens: int
     max_num_batched_tokens: int = 8192
+    repeats: int = 1
 
     @property
     def key(self) -> str:
         """Digest of all of it, such as for the name of a file."""
-        figures = np.array([self.max_num_seqs, self.kv_tokens, self.max_num_batched_tokens], np.int64)
+        figures = np.array([self.max_num_seqs, self.kv_tokens, self.max_num_batched_tokens, self.repeats], np.int64)
         lengths = np.array([self.prompt_tokens, self.output_tokens], np.int64)
         return hashlib.sha256(figures.tobytes() + lengths.tobytes()).hexdigest()[:16]
 
@@ -82,6 +86,11 @@ class Compositions:
     read: NDArray[np.float64]
     phase: NDArray[np.int64]
     preemptions: NDArray[np.int64]
+
+    @property
+    def batches(self) -> Batches:
+        """One iteration of each entry."""
+        return Batches(self.tokens, self.sequences, self.pairs, self.read)
 
     def save(self, path: Path) -> None:
         """Writes them as ``.npz``."""
@@ -133,9 +142,11 @@ class _Composer:
         deployment["max_batched_tokens"] = run.max_num_batched_tokens
         deployment["kv_blocks"] = run.kv_tokens // BLOCK_TOKENS
         deployment["block_shift"] = BLOCK_TOKENS.bit_length() - 1
-        self._scheduler = Scheduler(deployment, unit_tokens=0)
+        self._scheduler = Scheduler(deployment, unit_tokens=BLOCK_TOKENS if run.repeats > 1 else 0)
+        distinct = len(run.prompt_tokens) // run.repeats
         for row, (prompt, output) in enumerate(zip(run.prompt_tokens, run.output_tokens, strict=True)):
-            self._scheduler.add(Request(row, MISSING, int(prompt), int(output), -1, 0, 0, -1, []))
+            hashes = _hashes(row % distinct, int(prompt)) if run.repeats > 1 else []
+            self._scheduler.add(Request(row, MISSING, int(prompt), int(output), -1, 0, 0, -1, hashes))
         self._places = run.max_num_seqs
         self._left = len(run.prompt_tokens)
         self._started = self._preemptions = 0
@@ -221,6 +232,11 @@ class _Composer:
             phase=phase,
             preemptions=np.array(self._preemptions),
         )
+
+
+def _hashes(number: int, tokens: int) -> list[int]:
+    """Different ones for the full blocks of each of the prompts."""
+    return [number << 32 | block for block in range(tokens // BLOCK_TOKENS)]
 
 
 def check(run: Run) -> None:

@@ -72,6 +72,8 @@ class Demand:
         scanned: Tokens times Mamba layers, over the GPUs.
         layers: Layers.
         moe_layers: Those with experts.
+        shared_layers: Those of them with shared experts.
+        fp8_layers: Layers with weights in FP8.
         messages: All-reduces.
         moved: Time on the links.
     """
@@ -99,6 +101,8 @@ class Demand:
     scanned: F64
     layers: F64
     moe_layers: F64
+    shared_layers: F64
+    fp8_layers: F64
     messages: F64
     moved: F64
 
@@ -152,6 +156,8 @@ def _demand(number: int, run: Served) -> dict[str, NDArray[np.float64] | I64]:
         "uneven": normal_maximum(tp) if whole and tp > 1 else 0.0,
         "layers": model.layers,
         "moe_layers": model.moe_layers,
+        "shared_layers": model.shared_layers,
+        "fp8_layers": model.fp8_layers,
         "messages": reduces,
     }
     each = {

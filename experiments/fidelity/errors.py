@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .source import Row, Simulated
+from .skipped import NO_FIGURE, ZERO, Skipped
+from .source import Outcome, Row, Simulated
 from .split import part
 
 Floats = NDArray[np.float64]
@@ -42,11 +44,17 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """A row, and those of its measured quantities that could not be compared."""
+class Omission:
+    """Measured quantities of a row that are not compared, and why."""
 
     place: str
     quantities: tuple[str, ...]
+    why: Skipped
+
+    def as_json(self) -> dict[str, Any]:
+        """The omission as plain data."""
+        told = {"reason": self.why.reason, "remedy": self.why.remedy}
+        return {"place": self.place, "quantities": list(self.quantities), **told}
 
 
 @dataclass(frozen=True)
@@ -66,22 +74,27 @@ class Comparison:
 
     Attributes:
         rows: What was measured.
-        simulated: What was simulated of each.
+        outcomes: What was simulated of each, or why nothing was.
         error: Relative error (simulated over measured, less 1) of each row, by quantity; NaN where there is none.
     """
 
     rows: Sequence[Row]
-    simulated: Sequence[Simulated]
+    outcomes: Sequence[Outcome]
     error: Mapping[str, Floats]
 
     @classmethod
-    def of(cls, rows: Sequence[Row], simulated: Sequence[Simulated], quantities: Iterable[str]) -> Comparison:
+    def of(cls, rows: Sequence[Row], outcomes: Sequence[Outcome], quantities: Iterable[str]) -> Comparison:
         """Compares rows one by one."""
-        pairs = list(zip(rows, simulated, strict=True))
+        pairs = [(row, simulated_of(one)) for row, one in zip(rows, outcomes, strict=True)]
         error = {
             q: np.array([_relative(r.measured.get(q), s.get(q)) for r, s in pairs], np.float64) for q in quantities
         }
-        return cls(rows, simulated, error)
+        return cls(rows, outcomes, error)
+
+    @property
+    def simulated(self) -> list[Simulated]:
+        """What was simulated of each row; nothing of those that were skipped."""
+        return [simulated_of(one) for one in self.outcomes]
 
     @property
     def groups(self) -> dict[str, dict[str, list[int]]]:
@@ -93,29 +106,31 @@ class Comparison:
         return {key: dict(sorted(values.items())) for key, values in found.items()}
 
     @property
-    def skipped(self) -> list[Skipped]:
-        """Rows that were measured but cannot be compared: not simulated, or measured as 0."""
-        lacking = [
-            Skipped(
-                row.place, tuple(q for q, errors in self.error.items() if q in row.measured and np.isnan(errors[i]))
-            )
-            for i, row in enumerate(self.rows)
-        ]
-        return [one for one in lacking if one.quantities]
+    def omissions(self) -> list[Omission]:
+        """What was measured but is not compared, in the order of the rows; once for each row and reason."""
+        found = []
+        for i, (row, outcome) in enumerate(zip(self.rows, self.outcomes, strict=True)):
+            lacking: dict[Skipped, list[str]] = {}
+            for q, errors in self.error.items():
+                if q in row.measured and np.isnan(errors[i]):
+                    cell = ZERO if row.measured[q] == 0 else NO_FIGURE
+                    lacking.setdefault(outcome if isinstance(outcome, Skipped) else cell, []).append(q)
+            found += [Omission(row.place, tuple(quantities), why) for why, quantities in lacking.items()]
+        return found
 
     @property
-    def skipped_places(self) -> dict[tuple[str, ...], list[str]]:
-        """Places of such rows by the quantities that they lack."""
-        places: dict[tuple[str, ...], list[str]] = {}
-        for one in self.skipped:
-            places.setdefault(one.quantities, []).append(one.place)
-        return places
+    def reasons(self) -> dict[Skipped, list[Omission]]:
+        """Omissions by their reason, the most frequent first."""
+        found: dict[Skipped, list[Omission]] = {}
+        for one in self.omissions:
+            found.setdefault(one.why, []).append(one)
+        return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
     def chosen(self, indices: Sequence[int]) -> Comparison:
         """Some of the rows."""
         return Comparison(
             [self.rows[i] for i in indices],
-            [self.simulated[i] for i in indices],
+            [self.outcomes[i] for i in indices],
             {q: errors[list(indices)] for q, errors in self.error.items()},
         )
 
@@ -136,12 +151,17 @@ class Comparison:
     def outliers(self, count: int) -> list[Outlier]:
         """The cells of largest absolute error, the worst first."""
         cells = [
-            Outlier(row.place, q, row.measured[q], self.simulated[i][q], float(errors[i]))
-            for i, row in enumerate(self.rows)
+            Outlier(row.place, q, row.measured[q], one[q], float(errors[i]))
+            for i, (row, one) in enumerate(zip(self.rows, self.simulated, strict=True))
             for q, errors in self.error.items()
             if not np.isnan(errors[i])
         ]
         return sorted(cells, key=lambda cell: -abs(cell.error))[:count]
+
+
+def simulated_of(outcome: Outcome) -> Simulated:
+    """What was simulated of a row; nothing if it was skipped."""
+    return {} if isinstance(outcome, Skipped) else outcome
 
 
 def _relative(measured: float | None, simulated: float | None) -> float:

@@ -14,7 +14,7 @@ from ...simulator.catalog import Catalog, GpuSpec, ModelSpec
 from ...simulator.confidence import LEVELS, Level
 from ...simulator.files import whole
 from .errors import Comparison
-from .source import Advance, Row, Source
+from .source import Advance, Row, Source, unheard
 from .split import HELD_OUT
 
 QUANTITIES = ("itl", "power")
@@ -48,7 +48,7 @@ def expected_errors(
     guessed = replace(catalog, models=_guessed(catalog, sorted({row.groups["model"] for row in rows})))
     others = []
     for done, figures in enumerate((swapped, guessed), 1):
-        others.append(Comparison.of(rows, source.simulate(rows, figures, seed, _nobody), QUANTITIES))
+        others.append(Comparison.of(rows, source.simulate(rows, figures, seed, unheard), QUANTITIES))
         advance(done)
     kinds = (compared.where(part=HELD_OUT, calibrated="yes"), left_out, *others)
     return {level: _medians(comparison) for level, comparison in zip(LEVELS, kinds, strict=True)}
@@ -90,7 +90,3 @@ def _guessed(catalog: Catalog, names: Sequence[str]) -> dict[str, ModelSpec]:
             generic = ModelSpec.generic(name, one.parameters, one.active_parameters, min(per_weight, 2))
             models[name] = generic.model_copy(update={"aliases": one.aliases})
     return models
-
-
-def _nobody(done: int) -> None:
-    """Is told how far a simulation within the loop is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,6 +14,9 @@ import tomli_w
 from ...simulator.catalog import Catalog
 from ...simulator.files import whole
 from .source import Source
+
+SECTIONS = frozenset({"gpus", "models", "host"})
+"""Tables that only a file of the catalogue has."""
 
 
 @runtime_checkable
@@ -27,12 +31,21 @@ class OwnFigures(Protocol):
 def with_file(source: Source, catalog: Catalog, path: Path) -> tuple[Source, Catalog]:
     """Source and catalogue with the figures of a file, which goes to the one whose layout it has.
 
+    Of a source with figures of its own, files that describe GPUs or models are the catalogue's nevertheless.
+
     Raises:
         InputError: The file cannot be read, or an entry does not hold.
     """
-    if isinstance(source, OwnFigures):
+    if isinstance(source, OwnFigures) and not _describes_hardware_or_models(path):
         return source.with_figures(path), catalog
     return source, catalog.with_file(path)
+
+
+def _describes_hardware_or_models(path: Path) -> bool:
+    try:
+        return not SECTIONS.isdisjoint(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return False
 
 
 def to_toml(tables: Mapping[str, Any], header: Sequence[str]) -> str:

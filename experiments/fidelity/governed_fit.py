@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from ...simulator.catalog import GpuSpec, ModelSpec
 from ...simulator.power import clock_ladder, drawn_share
 from .demand import Demand
-from .power_fit import Watts, fit_power, mean_power_w, shares
-from .roofline_fit import Seen, Timing, fit_timing, seen, times
+from .iteration import govern
+from .power_fit import FittedWatts, fit_power, run_power_w, shares
+from .roofline_fit import Seen, Timing, fit_timing, needs, seen
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -53,7 +54,7 @@ class Found:
     """
 
     timing: Timing
-    watts: Watts
+    watts: FittedWatts
     seen: Seen
     power_w: F64
 
@@ -79,30 +80,22 @@ def _round(runs: Runs, centre: Mapping[str, float], counts: F64 | None, near: Fo
     idle_w, own = gpu.power.idle_w, key[demand.run]
     step = _steps(runs, near.timing, near.watts) if near else np.full(len(own), len(ratio) - 1)
     timing = fit_timing(demand, runs.seen, key, centre, ratio[step], near.timing if near else None, counts)
-    spent = times(demand, timing.figures, timing.step_s[own], ratio[step])
-    drawn = _drawn(runs, timing)
+    asked, drawn = needs(demand, timing.figures, timing.step_s[own]), _drawn(runs, timing)
+    spent = asked.at(ratio[step])
     busy, memory_ratio = shares(demand, spent, drawn, scale[step]), gpu.power.memory_w / gpu.power.active_w
     watts = fit_power(busy, runs.resident, runs.power_w, idle_w, memory_ratio, key, counts)
     step = _steps(runs, timing, watts)
-    spent = times(demand, timing.figures, timing.step_s[own], ratio[step])
-    power_w = mean_power_w(shares(demand, spent, drawn, scale[step]), runs.resident, idle_w, watts, key)
+    spent = asked.at(ratio[step])
+    power_w = run_power_w(shares(demand, spent, drawn, scale[step]), runs.resident, idle_w, watts, key)
     return Found(timing, watts, seen(demand, spent.length)[0], power_w)
 
 
-def _steps(runs: Runs, timing: Timing, watts: Watts) -> I64:
-    """The highest step of the clock ladder at which each entry keeps under the power limit, as the governor has it."""
-    demand, gpu, w = runs.demand, runs.gpu, watts.shared
-    ratio, scale = clock_ladder(gpu)
-    own = runs.key[demand.run]
-    steady_w = gpu.power.idle_w + w["resident_w"] * runs.resident[demand.run]
-    compute_w = w["compute_w"] * _drawn(runs, timing)[demand.run]
-    chosen = np.zeros(len(demand.run), np.int64)
-    for step in range(1, len(ratio)):
-        t = times(demand, timing.figures, timing.step_s[own], ratio[step])
-        clocked = w["active_w"] * (t.length - t.host) + compute_w * t.compute
-        dynamic = scale[step] * clocked + w["memory_w"] * t.memory + w["cache_w"] * t.cache + w["link_w"] * t.link
-        chosen[steady_w + watts.factor[own] * dynamic / t.length <= gpu.cap_max_w] = step
-    return chosen
+def _steps(runs: Runs, timing: Timing, found: FittedWatts) -> I64:
+    """The step of the clock ladder at which each entry runs under the power limit."""
+    demand, gpu = runs.demand, runs.gpu
+    own, of = runs.key[demand.run], demand.run
+    watts = found.watts(gpu.power.idle_w, runs.resident[of], found.factor[own], _drawn(runs, timing)[of])
+    return govern(needs(demand, timing.figures, timing.step_s[own]), watts, *clock_ladder(gpu), gpu.cap_max_w).step
 
 
 def _drawn(runs: Runs, timing: Timing) -> F64:

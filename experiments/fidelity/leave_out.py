@@ -14,8 +14,11 @@ from ...simulator.catalog import Catalog
 from ...simulator.errors import InputError
 from .errors import Comparison
 from .figures import with_file, write_toml
-from .source import Advance, Calibrated, Row, Simulated
+from .skipped import Skipped
+from .source import Advance, Calibrated, Outcome, Row, unheard
 from .split import FIT, part
+
+ALONE = Skipped("no fit row of another model is on the row's GPU", "Give rows of more models on it")
 
 
 def leave_one_model_out(
@@ -44,7 +47,7 @@ def leave_one_model_out(
     if len(models) < 2:
         problem = f"leaving one model out needs two of them at least, not {len(models)}"
         raise InputError(source.name, problem, "Give rows of more models")
-    predicted: dict[str, Simulated] = {}
+    predicted: dict[str, Outcome] = {}
     quick = source.without_intervals() if isinstance(source, Unsure) else source
     for done, model in enumerate(models, 1):
         own = [row for row in rows if row.groups.get("model") == model]
@@ -53,16 +56,16 @@ def leave_one_model_out(
         known = [row for row in own if row.groups.get("gpu") in gpus]
         if known:
             ignorant = without_scales(catalog, model)
-            fitted = quick.fit(others, ignorant, rng, _nobody)
+            fitted = quick.fit(others, ignorant, rng, unheard)
             with TemporaryDirectory() as folder:
                 path = Path(folder) / "others.toml"
                 write_toml(fitted.tables, [], path, source, ignorant)
                 using, figures = with_file(source, ignorant, path)
-            simulated = using.simulate(known, figures, seed, _nobody)
-            predicted |= {row.place: one for row, one in zip(known, simulated, strict=True)}
+            outcomes = using.simulate(known, figures, seed, unheard)
+            predicted |= {row.place: one for row, one in zip(known, outcomes, strict=True)}
         advance(done)
     chosen = [row for row in rows if "model" in row.groups]
-    return Comparison.of(chosen, [predicted.get(row.place, {}) for row in chosen], source.quantities)
+    return Comparison.of(chosen, [predicted.get(row.place, ALONE) for row in chosen], source.quantities)
 
 
 @runtime_checkable
@@ -77,7 +80,3 @@ class Unsure(Protocol):
 def without_scales(catalog: Catalog, model: str) -> Catalog:
     """The catalogue without the factors of one model."""
     return replace(catalog, scales={cut: one for cut, one in catalog.scales.items() if cut.model != model})
-
-
-def _nobody(done: int) -> None:
-    """Is told how far a fit within the loop is."""

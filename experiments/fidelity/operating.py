@@ -8,6 +8,7 @@ import numpy as np
 
 from ...simulator.catalog import GpuSpec
 from ...simulator.power import clock_ladder
+from .iteration import Needs, Watts, govern, mean_power_w
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,10 @@ class Work:
     compute: float
     memory: float
 
-    def length(self, ratio: float) -> float:
-        """Length of a repetition at a clock relative to the highest."""
-        return self.host + max(self.compute / ratio, self.memory)
+    @property
+    def needs(self) -> Needs:
+        """A repetition as an iteration."""
+        return Needs(self.host, 0.0, 0.0, 0.0, self.compute, self.memory, 0.0)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,12 @@ class Point:
     power_w: float
 
 
+def watts_of(gpu: GpuSpec) -> Watts:
+    """Power of one GPU that holds no model."""
+    power = gpu.power
+    return Watts(power.idle_w, power.active_w, power.compute_w, power.memory_w, power.cache_w, power.link_w)
+
+
 def power_w(gpu: GpuSpec, work: Work, ratio: float, scale: float) -> float:
     """Mean power of work at a clock.
 
@@ -55,9 +63,7 @@ def power_w(gpu: GpuSpec, work: Work, ratio: float, scale: float) -> float:
         ratio: The clock relative to the highest.
         scale: Dynamic power there, relative to that at the highest.
     """
-    power, length = gpu.power, work.length(ratio)
-    dynamic = scale * (power.active_w * (length - work.host) + power.compute_w * work.compute / ratio)
-    return power.idle_w + (dynamic + power.memory_w * work.memory) / length
+    return float(mean_power_w(work.needs.at(ratio), watts_of(gpu), scale))
 
 
 def settle(gpu: GpuSpec, work: Work, cap_w: float, clock_mhz: float | None = None) -> Point:
@@ -72,12 +78,9 @@ def settle(gpu: GpuSpec, work: Work, cap_w: float, clock_mhz: float | None = Non
     ratios, scales = clock_ladder(gpu)
     cap_w = min(max(cap_w, gpu.cap_min_w), gpu.cap_max_w)
     limit = 1.0 if clock_mhz is None else clock_mhz / gpu.clock_max_mhz
-    top = max(int(np.searchsorted(ratios, limit + 1e-9, side="right")) - 1, 0)
-    for step in range(top, -1, -1):
-        ratio, watts = float(ratios[step]), power_w(gpu, work, float(ratios[step]), float(scales[step]))
-        if watts <= cap_w or step == 0:
-            break
-    return Point(ratio, work.length(1.0) / work.length(ratio), watts)
+    allowed = max(int(np.searchsorted(ratios, limit + 1e-9, side="right")), 1)
+    step, times, watts = govern(work.needs, watts_of(gpu), ratios[:allowed], scales[:allowed], cap_w)
+    return Point(float(ratios[step]), float(work.needs.at(1.0).length / times.length), float(watts))
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,9 @@ configurations, because rows of one configuration err together. Rows that cannot
 of which the first 8 bytes of the SHA-256 of the text, as a big-endian integer modulo 10, are below 6. The others are
 **held out**. All rows of one configuration (all its batch sizes, rates or caps) are in the same part. **Left out** is
 each model predicted from figures fitted to the fit rows of the other models, with no factor of its own: what to expect
-of a model that nobody has measured. Beside figures shared by all models on a GPU there are at most two fitted factors
-for a model on a GPU at one parallelism."""
+of a model that nobody has measured. **Without stalls** are those configurations of `mlenergy` in which neither client
+nor server stalls, see the known misses: measured percentiles of small batches tell. Beside figures shared by all models
+on a GPU there are at most two fitted factors for a model on a GPU at one parallelism."""
 
 EXPECTED = """\
 Median errors on the rows of `mlenergy`, by what backs a model on a GPU; `llmcluster simulate` says which it is. In this
@@ -171,7 +172,7 @@ def _words(target: Target) -> str:
 def _measured(results: Iterable[Result]) -> list[str]:
     lines = [
         "| source | what, and with which engine | files | rows | configurations | not compared |",
-        "|---|---|---|---:|---:|---:|",
+        "|---|---|---|---:|---:|---|",
     ]
     for result in results:
         comparison = result.validation.comparison
@@ -180,7 +181,7 @@ def _measured(results: Iterable[Result]) -> list[str]:
         name = result.document.source
         lines.append(
             f"| [{name}](#{name}) | {result.validation.source.title} | {files} | {len(comparison.rows)} "
-            f"| {configurations} | {len(comparison.skipped)} |"
+            f"| {configurations} | {_uncompared(comparison)} |"
         )
     return [*lines, "", "In brackets: how the SHA-256 of the file begins."]
 
@@ -221,6 +222,7 @@ def _source(result: Result) -> list[list[str]]:
             ),
         ],
         _skipped(comparison),
+        [f"- Doubtful, but compared: {what}: {spans(places)}." for what, places in validation.outliers.items()],
         ["Assumed:"],
         [f"- {line}" for line in validation.source.assumed],
     ]
@@ -266,8 +268,17 @@ def _percent(medians: Mapping[str, float], quantity: str) -> str:
     return f"{100 * medians[quantity]:.1f}" if quantity in medians else "–"
 
 
+def _uncompared(comparison: Comparison) -> str:
+    """How many rows are not compared, in full or in part, and why."""
+    return "; ".join(f"{len(some)}: {why.reason}" for why, some in comparison.reasons.items()) or "0"
+
+
 def _skipped(comparison: Comparison) -> list[str]:
-    return [
-        f"Not compared in {', '.join(quantities)}: {spans(places)}."
-        for quantities, places in comparison.skipped_places.items()
-    ]
+    """Which rows are not compared, in what, and why."""
+    lines = []
+    for why, some in comparison.reasons.items():
+        places: dict[tuple[str, ...], list[str]] = {}
+        for one in some:
+            places.setdefault(one.quantities, []).append(one.place)
+        lines += [f"- Not compared in {', '.join(q)}, because {why.reason}: {spans(of)}." for q, of in places.items()]
+    return lines

@@ -7,14 +7,13 @@ ratio to ``active_w``, which the catalogue has from kernels at several clocks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .demand import Demand
+from .iteration import Activity, Times, Watts, activity
 from .robust import minimise
-from .roofline_fit import Times
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -29,21 +28,8 @@ SMALL_W = 1000.0
 """Standard deviation of watts around none, so that parts that cannot be told apart share what they have together."""
 
 
-class Shares(NamedTuple):
-    """Parts of the steady time of each run (R,): the GPUs work, compute, read weights, read the cache, communicate.
-
-    The first two are weighed by what the clock leaves of the dynamic power.
-    """
-
-    active: F64
-    compute: F64
-    memory: F64
-    cache: F64
-    link: F64
-
-
 @dataclass(frozen=True)
-class Watts:
+class FittedWatts:
     """Fitted power.
 
     Attributes:
@@ -54,9 +40,22 @@ class Watts:
     shared: dict[str, float]
     factor: F64
 
+    def watts(self, idle_w: float, resident: F64, factor: F64, drawn: F64 | float = 1.0) -> Watts:
+        """Power of one GPU in iterations, each with the share of its memory that weights take, factor and draw.
 
-def shares(demand: Demand, spent: Times, drawn: F64, dynamic: F64 | float = 1.0) -> Shares:
-    """How busy runs keep the GPUs.
+        Args:
+            idle_w: Power of a GPU without work and weights.
+            resident: Share of the memory that weights take.
+            factor: Multiplies what is above idle.
+            drawn: Share of the compute power that is drawn while a GPU computes.
+        """
+        above = [factor * self.shared[f"{name}_w"] for name in Activity._fields]
+        watts = Watts(idle_w + self.shared["resident_w"] * resident, *above)
+        return watts._replace(compute=drawn * watts.compute)
+
+
+def shares(demand: Demand, spent: Times, drawn: F64, dynamic: F64 | float = 1.0) -> Activity:
+    """How busy runs keep the GPUs: activity over the steady part of each, as shares of its length (R,).
 
     Args:
         demand: What the runs ask.
@@ -66,38 +65,26 @@ def shares(demand: Demand, spent: Times, drawn: F64, dynamic: F64 | float = 1.0)
     """
     starts = demand.starts
     steady_s = np.add.reduceat(demand.steady * spent.length, starts)
-    parts = (
-        dynamic * (spent.length - spent.host),
-        dynamic * drawn[demand.run] * spent.compute,
-        spent.memory,
-        spent.cache,
-        spent.link,
-    )
-    return Shares(*(np.add.reduceat(demand.steady * part, starts) / steady_s for part in parts))
+    busy = activity(spent, dynamic)
+    busy = busy._replace(compute=drawn[demand.run] * busy.compute)
+    return Activity(*(np.add.reduceat(demand.steady * part, starts) / steady_s for part in busy))
 
 
-def mean_power_w(busy: Shares, resident: F64, idle_w: float, watts: Watts, key: I64) -> F64:
+def run_power_w(busy: Activity, resident: F64, idle_w: float, found: FittedWatts, key: I64) -> F64:
     """Mean power of one GPU in each run."""
-    w = watts.shared
-    dynamic = (
-        w["active_w"] * busy.active
-        + w["compute_w"] * busy.compute
-        + w["memory_w"] * busy.memory
-        + w["cache_w"] * busy.cache
-        + w["link_w"] * busy.link
-    )
-    return np.asarray(idle_w + w["resident_w"] * resident + watts.factor[key] * dynamic)
+    watts = found.watts(idle_w, resident, found.factor[key])
+    return np.asarray(watts.idle + watts.above_idle(busy))
 
 
 def fit_power(
-    busy: Shares,
+    busy: Activity,
     resident: F64,
     measured_w: F64,
     idle_w: float,
     memory_ratio: float,
     key: I64,
     counts: F64 | None = None,
-) -> Watts:
+) -> FittedWatts:
     """Fits the shared figures alone, and then together with a factor of each key; none is negative.
 
     Args:
@@ -131,4 +118,4 @@ def fit_power(
         low, high = np.append(np.zeros(len(SHARED)), -widest), np.append(most, widest)
         at = minimise(residuals, at, low, high, SOFT, weighed)
     shared = dict(zip(SHARED, at[: len(SHARED)].tolist(), strict=True))
-    return Watts(shared | {"memory_w": memory_ratio * shared["active_w"]}, np.exp(at[len(SHARED) :]))
+    return FittedWatts(shared | {"memory_w": memory_ratio * shared["active_w"]}, np.exp(at[len(SHARED) :]))

@@ -1,4 +1,4 @@
-"""Figures of a source that are no error of single rows, such as how well the dynamics of a trace are met."""
+"""What sources tell beside errors of rows: figures over all rows, such as of dynamics, and doubtful measurements."""
 
 from __future__ import annotations
 
@@ -18,6 +18,15 @@ class Summarised(Protocol):
 
     def summary(self, rows: Sequence[Row], simulated: Sequence[Simulated]) -> Mapping[str, float]:
         """Figures over all rows by name, each with its interval as ``NAME_low`` and ``NAME_high``."""
+        ...
+
+
+@runtime_checkable
+class Doubted(Protocol):
+    """A source that knows which of its measurements are doubtful by themselves; they are compared all the same."""
+
+    def outliers(self, rows: Sequence[Row]) -> Mapping[str, Sequence[str]]:
+        """Places of such rows, by what is doubtful."""
         ...
 
 

@@ -44,6 +44,7 @@ def compare(measured_w: F64, predicted_w: F64, span_w: float) -> dict[str, float
 
     The root of the mean square is divided by ``span_w``, and R² is 1 less the squared differences of the two
     autocorrelations over those of the measured one from its mean, both as in ``model/evaluation.py`` of powertrace-sim.
+    Where what was measured does not change, neither is defined: NaN.
     """
     both = ~np.isnan(measured_w) & ~np.isnan(predicted_w)
     one, other = np.where(both, measured_w, np.nan), np.where(both, predicted_w, np.nan)
@@ -52,7 +53,7 @@ def compare(measured_w: F64, predicted_w: F64, span_w: float) -> dict[str, float
     spread = float(((theirs - theirs.mean()) ** 2).sum())
     return {
         "energy_error": float(np.nansum(other) / np.nansum(one) - 1),
-        "nrmse": float(np.sqrt(np.nanmean((other - one) ** 2)) / span_w),
+        "nrmse": float(np.sqrt(np.nanmean((other - one) ** 2))) / span_w if span_w > 0 else float("nan"),
         "acf_r2": 1 - float(((theirs - ours) ** 2).sum()) / spread if spread > 0 else float("nan"),
     }
 
@@ -68,7 +69,8 @@ def with_intervals(measured_w: F64, predicted_w: F64, rng: np.random.Generator) 
     seconds = np.array(list(blocks(len(measured_w), rng)))
     drawn = [compare(measured_w[chosen], predicted_w[chosen], span_w) for chosen in seconds]
     for name in tuple(found):
-        low, high = np.nanquantile([one[name] for one in drawn], (0.025, 0.975))
+        known = [one[name] for one in drawn if not np.isnan(one[name])]
+        low, high = np.quantile(known, (0.025, 0.975)) if known else (np.nan, np.nan)
         found |= {f"{name}_low": float(low), f"{name}_high": float(high)}
     return found
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .calibrate import Calibration
 from .errors import Comparison, Summary
@@ -28,6 +29,8 @@ def print_validation(validation: Validation, console: Console) -> None:
         console.print(str(score), markup=False)
     console.print(_outliers(comparison))
     _print_skipped(comparison, console)
+    for what, places in validation.outliers.items():
+        console.print(f"doubtful, but compared: {what}: {spans(places)}", markup=False)
     for line in source.assumed:
         console.print(f"assumed: {line}", markup=False)
 
@@ -92,12 +95,22 @@ def _outliers(comparison: Comparison) -> Table:
 
 
 def _print_skipped(comparison: Comparison, console: Console) -> None:
-    skipped = comparison.skipped
-    if not skipped:
+    """Why rows are not compared, how many for each reason, and which."""
+    if not (reasons := comparison.reasons):
         return
-    console.print(f"{len(skipped)} of {len(comparison.rows)} rows cannot be compared in full:")
-    for quantities, places in comparison.skipped_places.items():
-        console.print(f"  {', '.join(quantities)}: {spans(places)}", markup=False)
+    rows = len({one.place for some in reasons.values() for one in some})
+    console.print(f"{rows} of {len(comparison.rows)} rows cannot be compared in full:")
+    table = Table(box=None, header_style="bold")
+    table.add_column("rows", justify="right")
+    for name in ("not compared because", "in"):
+        table.add_column(name, overflow="fold")
+    for why, some in reasons.items():
+        table.add_row(
+            str(len(some)), Text(str(why)), ", ".join(dict.fromkeys(q for one in some for q in one.quantities))
+        )
+    console.print(table)
+    for why, some in reasons.items():
+        console.print(f"{why.reason}: {spans(one.place for one in some)}", markup=False)
 
 
 def print_left_out(comparison: Comparison, units: Mapping[str, str], console: Console) -> None:

@@ -10,9 +10,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...simulator.catalog import Catalog
+from .skipped import Skipped
 
 Advance = Callable[[int], None]
 """Is told how many rows are done, for a progress bar."""
+
+
+def unheard(done: int) -> None:
+    """Takes what nobody wants to be told: how far a simulation within another loop is."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,10 @@ class Row:
 
 
 Simulated = Mapping[str, float]
-"""Simulated quantities of a row; none where it cannot be simulated."""
+"""Simulated quantities of a row."""
+
+Outcome = Simulated | Skipped
+"""What becomes of a row: its simulated quantities, or why it has none."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +78,15 @@ class Source(Protocol):
     quantities: Mapping[str, str]
     assumed: Sequence[str]
 
-    def read(self, files: Sequence[Path]) -> list[Row]:
-        """Reads files of the layout; raises ``InputError`` that names file, line or column, and remedy."""
+    def read(self, files: Sequence[Path], catalog: Catalog) -> list[Row]:
+        """Reads files of the layout; raises ``InputError`` that names file, line or column, and remedy.
+
+        The catalogue tells which GPUs and models are known, and by which names.
+        """
         ...
 
-    def simulate(self, rows: Sequence[Row], catalog: Catalog, seed: int, advance: Advance) -> list[Simulated]:
-        """Simulates every row; never looks at what was measured."""
+    def simulate(self, rows: Sequence[Row], catalog: Catalog, seed: int, advance: Advance) -> Sequence[Outcome]:
+        """Simulates every row that it can, and says why of the others; never looks at what was measured."""
         ...
 
 

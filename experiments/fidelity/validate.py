@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ...simulator.catalog import Catalog
 from ...simulator.errors import InputError
 from ...simulator.files import readable, whole
 from .errors import Comparison, Summary
-from .scores import Score, Summarised, scores
+from .scores import Doubted, Score, Summarised, scores
 from .source import Advance, Row, Source
 from .split import part
 
@@ -38,6 +38,7 @@ class Validation:
         summaries: Over all rows, by quantity.
         groups: By group, its value, and quantity.
         scores: Figures that are no error of single rows, of sources that have some.
+        outliers: Places of doubtful measurements by what is doubtful, of sources that know some.
     """
 
     source: Source
@@ -45,17 +46,23 @@ class Validation:
     summaries: Mapping[str, Summary]
     groups: Mapping[str, Mapping[str, Group]]
     scores: Sequence[Score] = ()
+    outliers: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
-def read(source: Source, files: Sequence[Path]) -> list[Row]:
+def read(source: Source, files: Sequence[Path], catalog: Catalog) -> list[Row]:
     """The rows of the files, at least one.
+
+    Args:
+        source: Whose layout they have.
+        files: The files.
+        catalog: GPUs and models that they may name.
 
     Raises:
         InputError: A file is absent, empty, or not of the source's layout.
     """
     for path in files:
         readable(path)
-    rows = source.read(files)
+    rows = source.read(files, catalog)
     if not rows:
         raise InputError(", ".join(map(str, files)), f"no row for {source.name}", "Give a file with measured rows")
     return rows
@@ -74,29 +81,34 @@ def validate(source: Source, rows: Sequence[Row], catalog: Catalog, seed: int, a
     Raises:
         InputError: No row can be compared.
     """
-    simulated = source.simulate(rows, catalog, seed, advance)
-    return assess(source, Comparison.of(rows, simulated, source.quantities), np.random.default_rng(seed))
+    outcomes = source.simulate(rows, catalog, seed, advance)
+    return assess(source, Comparison.of(rows, outcomes, source.quantities), np.random.default_rng(seed))
 
 
 def assess(source: Source, comparison: Comparison, rng: np.random.Generator) -> Validation:
     """Summarises a comparison, as a whole and by group."""
     if not (summaries := comparison.summaries(rng)):
-        raise InputError(
-            f"{source.name}, {len(comparison.rows)} rows",
-            "none of them can be simulated",
-            "Give the GPUs and models that the catalogue lacks with --catalog FILE",
-        )
+        reasons = {why: len(some) for why, some in comparison.reasons.items()}
+        problem = "; ".join(f"{why.reason} ({count} of them)" for why, count in reasons.items())
+        remedy = next((why.remedy for why in reasons), "Give rows with one of its quantities")
+        where = f"{source.name}, {len(comparison.rows)} rows"
+        raise InputError(where, f"none of them can be compared: {problem or 'nothing was measured'}", remedy)
     groups = {
         key: {value: Group(len(i), comparison.chosen(i).summaries(rng)) for value, i in values.items()}
         for key, values in comparison.groups.items()
     }
     more = source.summary(comparison.rows, comparison.simulated) if isinstance(source, Summarised) else {}
-    return Validation(source, comparison, summaries, groups, scores(more))
+    outliers = source.outliers(comparison.rows) if isinstance(source, Doubted) else {}
+    return Validation(source, comparison, summaries, groups, scores(more), outliers)
 
 
 def as_json(validation: Validation) -> dict[str, Any]:
     """The errors as plain data; a quantity that no row of a group can be compared in is left out there."""
-    more = {"scores": {score.name: score.as_json() for score in validation.scores}} if validation.scores else {}
+    more: dict[str, Any] = {}
+    if validation.scores:
+        more["scores"] = {score.name: score.as_json() for score in validation.scores}
+    if validation.outliers:
+        more["outliers"] = {what: list(places) for what, places in validation.outliers.items()}
     return {
         "source": validation.source.name,
         "rows": len(validation.comparison.rows),
@@ -105,7 +117,7 @@ def as_json(validation: Validation) -> dict[str, Any]:
             key: {value: {"rows": group.rows, **medians(group.summaries)} for value, group in values.items()}
             for key, values in validation.groups.items()
         },
-        "skipped": [{"place": one.place, "quantities": list(one.quantities)} for one in validation.comparison.skipped],
+        "skipped": [one.as_json() for one in validation.comparison.omissions],
         "assumed": list(validation.source.assumed),
         **more,
     }

@@ -44,7 +44,7 @@ def validate_command(
     chosen, known = load(source), Catalog.builtin()
     if catalog is not None:
         chosen, known = with_file(chosen, known, catalog)
-    rows = read(chosen, files)
+    rows = read(chosen, files, known)
     announce_compilation()
     with _bar("simulating rows", len(rows)) as advance:
         result = validate(chosen, rows, known, seed, advance)
@@ -94,7 +94,7 @@ def calibrate_command(
     if catalog is not None:
         chosen, known = with_file(chosen, known, catalog)
     fitting = calibrated(chosen)
-    rows = read(fitting, files)
+    rows = read(fitting, files, known)
     announce_compilation()
     rng = np.random.default_rng(seed)
     with _bar("fitting", None) as advance:
@@ -112,7 +112,7 @@ def calibrate_command(
         told["leave_one_model_out"] = {
             **spread(left_out.summaries(rng)),
             "models": {m: spread(left_out.chosen(i).summaries(rng)) for m, i in left_out.groups["model"].items()},
-            "skipped": [one.place for one in left_out.skipped],
+            "skipped": [one.as_json() for one in left_out.omissions],
         }
     write_json(told, json_file)
 

@@ -50,6 +50,8 @@ class TimingFit(Fitted):
         sequence_s: More of it for each sequence, seconds.
         layer_s: What starting the kernels of a layer adds, seconds.
         expert_layer_s: What routing adds to a layer with experts, seconds.
+        shared_layer_s: What experts that every token passes through add beside it, seconds.
+        fp8_layer_s: What weights in FP8 add to a layer: inputs of every matrix product are quantised first, seconds.
         sampling_s: Choosing the next token of one sequence at random on the GPU, from the sorted likeliest, seconds.
         greedy_s: Choosing the likeliest, seconds.
         scan_s: Mamba scan of one token in one layer at the highest clock, seconds.
@@ -71,6 +73,8 @@ class TimingFit(Fitted):
     sequence_s: NonNegative
     layer_s: NonNegative
     expert_layer_s: NonNegative
+    shared_layer_s: NonNegative = 0.0
+    fp8_layer_s: NonNegative = 0.0
     sampling_s: NonNegative
     greedy_s: NonNegative
     scan_s: NonNegative

@@ -19,6 +19,8 @@ SHORT_WINDOW_TOKENS = 1024
 """A sliding window of fewer tokens counts as a state of constant size; a longer one as if it had no end."""
 FLOP_PER_PAIR_CHANNEL = 4
 VISION_DTYPE_BYTES = 2
+MOST_UNEXPLAINED = 0.25
+"""Share of the parameters by which the dimensions may miss them: a slip is larger, a part not described smaller."""
 
 
 class ModelSpec(Spec):
@@ -145,6 +147,9 @@ class ModelSpec(Spec):
         least = min(self.active_parameters - self.lookup_parameters, self._other_parameters)
         if least <= 0 or self.heads % self.kv_heads:
             raise ValueError("the parts exceed the whole: check parameters, experts, vocab, heads and kv_heads")
+        if abs(self.parameters_of_dimensions / self.parameters - 1) > MOST_UNEXPLAINED:
+            makes = f"the dimensions make {self.parameters_of_dimensions:,} parameters, not {self.parameters:,}"
+            raise ValueError(f"{makes}: check layers, hidden, intermediate, vocab and experts")
         return self
 
     # ------------------------------------------------------------------------------------------------------- layers
@@ -168,6 +173,18 @@ class ModelSpec(Spec):
     def moe_layers(self) -> int:
         """Layers with a mixture of experts."""
         return self.mlp_layers - self.dense_layers if self.experts > 1 else 0
+
+    @property
+    def shared_layers(self) -> int:
+        """Layers with experts that every token passes through, beside those it is routed to."""
+        return self.moe_layers if self.shared_intermediate else 0
+
+    @property
+    def fp8_layers(self) -> int:
+        """Layers with weights of one byte."""
+        if self._mlp_width == 1 or self.dtype_bytes == 1:
+            return self.layers
+        return self.moe_layers if self._expert_width == 1 else 0
 
     @property
     def all_reduces(self) -> int:
@@ -212,11 +229,6 @@ class ModelSpec(Spec):
         """
         return 0.0 if self.experts == 1 else self.experts * (1 - self.experts_per_token / self.experts) ** tokens
 
-    def streamed_parameters(self, tokens: float) -> float:
-        """Expected parameters read from memory by an iteration over so many tokens."""
-        dense = self.parameters - self.lookup_parameters
-        return dense - self.expert_parameters * self.untouched_experts(tokens)
-
     # -------------------------------------------------------------------------------------------------------- bytes
 
     @property
@@ -245,10 +257,6 @@ class ModelSpec(Spec):
         """Bytes of the image encoder."""
         return self.vision_parameters * VISION_DTYPE_BYTES
 
-    def streamed_bytes(self, tokens: float) -> float:
-        """Expected bytes of weights read from memory by an iteration over so many tokens."""
-        return self.block_bytes + self.head_bytes - self.expert_bytes * self.untouched_experts(tokens)
-
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of one token's keys and values over all layers that keep them while the context grows.
@@ -258,16 +266,12 @@ class ModelSpec(Spec):
         return (self.attention_layers - self._short_window_layers) * self._kv_bytes_per_layer
 
     @property
-    def state_bytes_per_sequence(self) -> int:
-        """Bytes that a sequence keeps whatever its length: Mamba states, and keys and values of full short windows.
-
-        They divide over tensor-parallel GPUs as the heads do.
-        """
-        return self._window_bytes + (self.mamba.bytes_per_sequence if self.mamba else 0)
-
-    @property
     def moved_state_bytes_per_sequence(self) -> int:
-        """Bytes of those that an iteration moves: it reads windows, and reads and writes Mamba states."""
+        """Bytes that an iteration moves of what a sequence keeps whatever its length.
+
+        It reads the keys and values of full short windows, and reads and writes Mamba states. They divide over
+        tensor-parallel GPUs as the heads do.
+        """
         return self._window_bytes + (2 * self.mamba.bytes_per_sequence if self.mamba else 0)
 
     # --------------------------------------------------------------------------------------------------- operations

@@ -10,8 +10,9 @@ import numpy as np
 
 from ....simulator.catalog import Catalog, GpuSpec
 from ..operating import Phase, Work, power_w
-from ..source import Advance, Fitted, Row, Simulated
-from .caps_files import read_caps
+from ..skipped import Skipped
+from ..source import Advance, Fitted, Outcome, Row
+from .caps_files import BENCHES, read_caps
 from .caps_fit import fit_gpus
 
 WORKS: Mapping[str, Work] = {
@@ -48,35 +49,40 @@ class Caps:
         "describes): not simulated",
     )
 
-    def read(self, files: Sequence[Path]) -> list[Row]:
+    def read(self, files: Sequence[Path], catalog: Catalog) -> list[Row]:
         """Reads files of any of the three layouts."""
-        return [row for path in files for row in read_caps(path)]
+        return [row for path in files for row in read_caps(path, catalog)]
 
-    def simulate(self, rows: Sequence[Row], catalog: Catalog, seed: int, advance: Advance) -> list[Simulated]:
+    def simulate(self, rows: Sequence[Row], catalog: Catalog, seed: int, advance: Advance) -> list[Outcome]:
         """Lets the governor settle at each row's cap and clock; nothing is random."""
-        simulated = []
+        outcomes: list[Outcome] = []
         for done, row in enumerate(rows, start=1):
-            gpu = catalog.gpus.get(row.groups["gpu"])
-            simulated.append(_simulate(row, gpu) if gpu else {})
+            outcomes.append(_simulate(row, catalog))
             advance(done)
-        return simulated
+        return outcomes
 
     def fit(self, rows: Sequence[Row], catalog: Catalog, rng: np.random.Generator, advance: Advance) -> Fitted:
         """Fits each GPU's clock curve and power; see :mod:`.caps_fit`."""
         return fit_gpus(rows, catalog, phase_of, rng, advance)
 
 
-def phase_of(row: Row, gpu: GpuSpec) -> Phase:
-    """What a row's work keeps busy, and for how much of its time."""
-    work = WORKS[row.given["work"]]
+def phase_of(row: Row, gpu: GpuSpec) -> Phase | None:
+    """What a row's work keeps busy, and for how much of its time; none where nobody knows."""
+    if (work := WORKS.get(row.given["work"])) is None:
+        return None
     if row.given["work"] != "training":
         return Phase(work, 1.0)
     busy_w = power_w(gpu, work, 1.0, 1.0) - gpu.power.idle_w
     return Phase(work, float(np.clip((row.given["level_w"] - gpu.power.idle_w) / busy_w, LEAST_BUSY, 1.0)))
 
 
-def _simulate(row: Row, gpu: GpuSpec) -> Simulated:
-    given, phase = row.given, phase_of(row, gpu)
+def _simulate(row: Row, catalog: Catalog) -> Outcome:
+    given = row.given
+    if (gpu := catalog.gpus.get(row.groups["gpu"])) is None:
+        remedy = "Give its entry with --catalog FILE; or the GPU in a column gpu, or as a word of the file's name"
+        return Skipped(f"no GPU of the catalogue goes by {row.groups['gpu']}", remedy)
+    if (phase := phase_of(row, gpu)) is None:
+        return Skipped(f"nobody knows what {given['work']} keeps busy", f"Give rows of {', '.join(BENCHES)}")
     point = phase.settle(gpu, given["cap_w"], given["clock_mhz"])
     if "reference_cap_w" not in given:
         return {"power": point.power_w}

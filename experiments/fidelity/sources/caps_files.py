@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ....simulator.catalog import Catalog
 from ....simulator.errors import InputError
 from ..csv_rows import Line, read_lines
+from ..names import mentioned
 from ..source import Row
 
 BENCHES = {"babelstream": "memory-bound", "pi-solver": "compute-bound"}
@@ -18,13 +19,8 @@ RUNGS = {
     **dict.fromkeys(("dram-only", "unit-dram"), "memory-bound"),
     **dict.fromkeys(("idle", "infer-idle"), "idle"),
 }
-GPUS = {
-    "a100": "A100-80GB-PCIe",
-    "a40": "A40",
-    "b300": "B300",
-    "rtxpro6000": "RTX-PRO-6000",
-    "v100": "V100-32GB",
-}
+GPUS = {"a100": "A100-80GB-PCIe", "h100": "H100-80GB", "rtxpro6000": "RTX-PRO-6000", "v100": "V100-32GB"}
+"""What files call GPUs that the catalogue has under longer names, or not at all."""
 STEADY = 0.95
 """Mean power below this share of the peak is that of a run which the meter had not caught up with."""
 
@@ -60,21 +56,19 @@ class Reading:
     power_w: float | None
 
 
-def read_clock_x_cap(path: Path) -> list[Reading]:
+def read_clock_x_cap(path: Path, catalog: Catalog) -> list[Reading]:
     """Clock lock times power limit, of giordano/gpu-power-frequency-benchmarks."""
-    return [_clock_x_cap(line) for line in read_lines(path, CLOCK_X_CAP)]
+    return [_clock_x_cap(line, catalog) for line in read_lines(path, CLOCK_X_CAP)]
 
 
-def _clock_x_cap(line: Line) -> Reading:
-    bench, gpu = line.text("bench"), _gpu(line.text("gpu"))
-    if bench not in BENCHES:
-        raise InputError(line.place, f"bench is {bench!r}", f"Known: {', '.join(BENCHES)}; remove the line")
+def _clock_x_cap(line: Line, catalog: Catalog) -> Reading:
+    bench, gpu = line.text("bench"), _gpu(line.text("gpu"), catalog)
     peers = f"{gpu}/{bench}/{line.cells['variant']}"
     return Reading(
         line.place,
         f"{peers}/{line.positive('max_clock_mhz'):g}",
         peers,
-        BENCHES[bench],
+        BENCHES.get(bench, bench),
         gpu,
         line.positive("power_cap_w"),
         line.positive("max_clock_mhz"),
@@ -83,11 +77,11 @@ def _clock_x_cap(line: Line) -> Reading:
     )
 
 
-def read_rungs(path: Path) -> list[Reading]:
+def read_rungs(path: Path, catalog: Catalog) -> list[Reading]:
     """Sweep of sinkers/gpu-power-lab; of its other kernels nobody knows how busy they keep compute and memory."""
     readings = []
-    gpu = _gpu_of_file(path)
     for line in read_lines(path, RUNG_SWEEP):
+        gpu = _gpu_of_line(line, path, catalog)
         rung = line.text("rung")
         swept = rung.startswith("cap-")
         work = "gemm" if swept else RUNGS.get(rung)
@@ -102,11 +96,11 @@ def read_rungs(path: Path) -> list[Reading]:
     return readings
 
 
-def read_training(path: Path) -> list[Reading]:
-    """Training runs of ml-energy/zeus; the GPU is in the file's name."""
-    gpu = _gpu_of_file(path)
+def read_training(path: Path, catalog: Catalog) -> list[Reading]:
+    """Training runs of ml-energy/zeus."""
     readings = []
     for line in read_lines(path, TRAINING):
+        gpu = _gpu_of_line(line, path, catalog)
         peers = "/".join([gpu, *(line.text(name) for name in TRAINING[:4])])
         cap_w, time_s = line.positive("power_limit"), line.positive("time_per_epoch")
         power_w = line.positive("average_power")
@@ -114,15 +108,18 @@ def read_training(path: Path) -> list[Reading]:
     return readings
 
 
-LAYOUTS: Mapping[tuple[str, ...], Callable[[Path], list[Reading]]] = {
+LAYOUTS: Mapping[tuple[str, ...], Callable[[Path, Catalog], list[Reading]]] = {
     CLOCK_X_CAP: read_clock_x_cap,
     RUNG_SWEEP: read_rungs,
     TRAINING: read_training,
 }
 
 
-def read_caps(path: Path) -> list[Row]:
-    """Rows of a file in any of the layouts, told apart by their headers.
+def read_caps(path: Path, catalog: Catalog) -> list[Row]:
+    """Rows of a file in any of the layouts, told apart by their headers; its name matters only for the GPU.
+
+    The GPU stands in the column ``gpu``, else it is a word of the file's name; one that neither the catalogue nor
+    ``GPUS`` knows goes by these.
 
     Speeds are relative to the reading of the same work at the highest cap and clock, whose own speed is left out; of
     training its power too, for that is taken as known.
@@ -133,7 +130,7 @@ def read_caps(path: Path) -> list[Row]:
     names = set(read_lines(path, ())[0].cells)
     for columns, reader in LAYOUTS.items():
         if names.issuperset(columns):
-            return list(_rows(reader(path)))
+            return list(_rows(reader(path, catalog)))
     wanted = "; or ".join(", ".join(columns) for columns in LAYOUTS)
     raise InputError(f"{path}:1", "is of no known layout of power caps", f"The header must name {wanted}")
 
@@ -164,16 +161,10 @@ def _rank(reading: Reading) -> tuple[float, float, float]:
     return reading.cap_w, reading.clock_mhz or 0.0, -(reading.time_s or 0.0)
 
 
-def _gpu_of_file(path: Path) -> str:
-    name = _gpu(path.name)
-    if name == path.name:
-        remedy = f"Give it the GPU as a word of its name, such as caps_b300.csv; known: {', '.join(GPUS)}"
-        raise InputError(str(path), "neither the file nor its name says which GPU was measured", remedy)
-    return name
+def _gpu_of_line(line: Line, path: Path, catalog: Catalog) -> str:
+    """The GPU of a layout without a column for it, which a file may have nevertheless."""
+    return _gpu(line.cells.get("gpu") or path.stem, catalog)
 
 
-def _gpu(text: str) -> str:
-    for word in re.split(r"[^a-z0-9]+", text.lower()):
-        if word in GPUS:
-            return GPUS[word]
-    return text
+def _gpu(text: str, catalog: Catalog) -> str:
+    return mentioned(text, catalog.gpus) or GPUS.get(mentioned(text, GPUS) or "", text)

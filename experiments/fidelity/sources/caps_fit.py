@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from ....simulator.catalog import Catalog, GpuSpec
 from ....simulator.errors import InputError
+from ..iteration import Needs, Watts, mean_power_w
 from ..least_squares import least_squares
 from ..operating import Phase, Work
 from ..source import Advance, Fitted, Row
 
 F64 = NDArray[np.float64]
-PhaseOf = Callable[[Row, GpuSpec], Phase]
+PhaseOf = Callable[[Row, GpuSpec], Phase | None]
 
 CAPPED = 0.97
 """Power above this share of the cap is taken to be held down by it."""
@@ -71,18 +72,11 @@ class Curve:
     def power_w(self, idle_w: float, observed: Sequence[Observed]) -> F64:
         """Mean power of what was observed, by the engine's formula."""
         ratio = np.array([o.ratio for o in observed])
-        length, compute, host, memory = (
-            np.array(column)
-            for column in zip(
-                *((o.work.length(o.ratio), o.work.compute / o.ratio, o.work.host, o.work.memory) for o in observed),
-                strict=True,
-            )
-        )
+        times = Needs(*np.array([o.work.needs for o in observed]).T).at(ratio)
         scale = np.exp(np.interp(np.log(ratio), np.log(self.ratio), self.log_scale))
         scale *= np.minimum(ratio / self.ratio[0], 1)  # below the lowest anchor power is proportional to the clock
         active_w, compute_w, memory_w = self.watts
-        busy_w = scale * (active_w * (length - host) + compute_w * compute) + memory_w * memory
-        return np.asarray(idle_w + busy_w / length)
+        return mean_power_w(times, Watts(idle_w, active_w, compute_w, memory_w, 0.0, 0.0), scale)
 
 
 def fit_gpus(
@@ -133,7 +127,8 @@ def _observe(rows: Sequence[Row], gpu: GpuSpec, phase_of: PhaseOf) -> tuple[floa
     for number, row in enumerate(rows):
         if row.groups["gpu"] != gpu.name or "power" not in row.measured:
             continue
-        phase = phase_of(row, gpu)
+        if (phase := phase_of(row, gpu)) is None:
+            continue
         work, watts = phase.work, row.measured["power"]
         if not work.compute and not work.memory:
             idle.append(watts)

@@ -6,21 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ....agents.offline_optimal.models import determined, regress, regressors
 from ....simulator.catalog import Catalog
 from ....simulator.catalog.energy_inference import BUILTIN, Deployment, load
 from ....simulator.errors import InputError
 from ..csv_rows import Line, read_lines
+from ..errors import Comparison
 from ..figures import flat
-from ..source import Advance, Fitted, Row, Simulated
-
-Floats = NDArray[np.float64]
+from ..skipped import Skipped
+from ..source import Advance, Fitted, Outcome, Row
 
 MEASURED = {"energy": "gpu_energy_j_sum", "runtime": "runtime_s"}
 COLUMNS = ("model", "n_gpus", "input_tokens", "max_new_tokens", *MEASURED.values())
 PAPER = "_paper"
-TERMS = ("input", "output", "product", "output_squared")
 GPU = "A100-40GB"
 RESAMPLES = 500
 
@@ -60,15 +59,15 @@ class EnergyInference:
         """This source with the fitted forms of another file."""
         return EnergyInference(path)
 
-    def read(self, files: Sequence[Path]) -> list[Row]:
+    def read(self, files: Sequence[Path], catalog: Catalog) -> list[Row]:
         """Reads files with the columns of ``grid.csv``."""
         return [_row(line) for path in files for line in read_lines(path, COLUMNS)]
 
-    def simulate(self, rows: Sequence[Row], catalog: Catalog, seed: int, advance: Advance) -> list[Simulated]:
-        """Evaluates the fitted forms; a model that none was fitted to has no figures."""
-        predicted = [_predict(row, self._deployments.get(row.given["deployment"])) for row in rows]
+    def simulate(self, rows: Sequence[Row], catalog: Catalog, seed: int, advance: Advance) -> list[Outcome]:
+        """Evaluates the fitted forms; a model that none was fitted to is skipped."""
+        outcomes = [_predict(row, self._deployments) for row in rows]
         advance(len(rows))
-        return predicted
+        return outcomes
 
     def fit(self, rows: Sequence[Row], catalog: Catalog, rng: np.random.Generator, advance: Advance) -> Fitted:
         """Fits both forms to each model; one whose rows do not determine them is left out."""
@@ -77,11 +76,8 @@ class EnergyInference:
             problem = f"{len(rows)} rows do not determine four coefficients of any model"
             raise InputError(self.name, problem, "Give rows of several input and output lengths")
         deployments = {name: Deployment.model_validate(table) for name, table in tables.items()}
-        predicted = [_predict(row, deployments.get(row.given["deployment"])) for row in rows]
-        residuals = {
-            q: [one[q] / row.measured[q] - 1 if one else float("nan") for row, one in zip(rows, predicted, strict=True)]
-            for q in self.quantities
-        }
+        compared = Comparison.of(rows, [_predict(row, deployments) for row in rows], self.quantities)
+        residuals = {q: errors.tolist() for q, errors in compared.error.items()}
         advance(len(rows))
         return Fitted({"deployments": tables}, _intervals(rows, rng), residuals)
 
@@ -103,9 +99,9 @@ def _row(line: Line) -> Row:
     )
 
 
-def _predict(row: Row, deployment: Deployment | None) -> Simulated:
-    if deployment is None:
-        return {}
+def _predict(row: Row, deployments: Mapping[str, Deployment]) -> Outcome:
+    if (deployment := deployments.get(name := row.given["deployment"])) is None:
+        return Skipped(f"no form is fitted to {name}", "Fit one with `llmcluster calibrate`, for --catalog FILE")
     tokens = (row.given["input"], row.given["output"])
     return {
         "energy": deployment.energy(*tokens),
@@ -123,24 +119,16 @@ def _fit(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
     tables = {}
     for name, own in sorted(deployments.items()):
         tokens_in, tokens_out = (np.array([row.given[side] for row in own]) for side in ("input", "output"))
-        terms = np.stack([tokens_in, tokens_out, tokens_in * tokens_out, tokens_out**2], axis=1)
-        if np.linalg.matrix_rank(terms / terms.max(axis=0)) == len(TERMS):
+        terms = regressors(tokens_in, tokens_out)
+        if determined(terms):
             tables[name] = {
-                f"{q}{suffix}": _regression(terms[:, :count], np.array([row.measured[q] for row in own]))
+                f"{q}{suffix}": regress(terms[:, :count], np.array([row.measured[q] for row in own])).model_dump(
+                    exclude_defaults=True
+                )
                 for q in MEASURED
                 for suffix, count in (("", 4), (PAPER, 3))
             }
     return tables
-
-
-def _regression(terms: Floats, measured: Floats) -> dict[str, float]:
-    coefficients = np.linalg.lstsq(terms, measured, rcond=None)[0]
-    left = float(np.sum((measured - terms @ coefficients) ** 2))
-    return {
-        **dict(zip(TERMS, coefficients.tolist(), strict=False)),
-        "r2_uncentred": 1 - left / float(np.sum(measured**2)),
-        "r2_centred": 1 - left / float(np.sum((measured - measured.mean()) ** 2)),
-    }
 
 
 def _intervals(rows: Sequence[Row], rng: np.random.Generator) -> dict[str, tuple[float, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -15,12 +16,15 @@ from ....simulator.errors import InputError
 from ....simulator.parallelism import check_ep
 from ....simulator.performance import iteration_cost, kv_capacity_tokens
 from ....simulator.power import power_coefficients
+from ..batches import governed
 from ..compositions import Compositions, Run, check, compositions_of
 from ..csv_rows import Line, read_lines
 from ..demand import Served
-from ..prediction import Cost, governed, mean_power_w, summarise
-from ..source import Advance, Fitted, Row, Simulated
-from .mlenergy_fit import RESAMPLES, fit
+from ..names import called
+from ..prediction import steady_power_w, summarise
+from ..skipped import Skipped, missing
+from ..source import Advance, Fitted, Outcome, Row
+from .mlenergy_fit import RESAMPLES, fit, stalled
 from .mlenergy_tasks import MAX_BATCHED_TOKENS, TASKS, Task, lengths, requests_sent, task_named
 
 MEASURED = {
@@ -40,6 +44,11 @@ WEIGHT_BYTES = {"bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "mxfp4": 17 / 32}
 FOLDER = "LLMCLUSTER_COMPOSITIONS"
 """Environment variable that names a folder for what the scheduler does in each run."""
 FIT_SEED = 0
+STALLS, FLOWS = "stalls", "without stalls"
+SEVERAL = Skipped(
+    "dp is above 1: several engines, of which the data do not tell how they share the requests",
+    "Leave it out, or give a row of one engine",
+)
 SETUP = ("model", "task", "weight_precision", "gpu_model", "num_gpus", "tp", "ep", "dp")
 
 
@@ -68,7 +77,8 @@ class MlEnergy:
         "ramp-up and drain; power, energy, throughput and batch from the moment that as many requests have started as "
         "run at once to that at which no more than these and one are left",
         "1,024 requests (GPQA: 198), repeated as often as fits the batch and the denominator of avg_output_len",
-        "max_num_batched_tokens 8192, max_model_len 20480, gpu_memory_utilization 0.9; prefix caching finds nothing",
+        "max_num_batched_tokens 8192, max_model_len 20480, gpu_memory_utilization 0.9; the prefix cache (models with "
+        "Mamba layers have none) finds prompts that are sent again, and nothing else",
         "tp = 1 with ep = N is attention tensor-parallel over N GPUs and experts spread whole",
         *(
             f"{name}: prompts of {task.prompt_mean:.0f} tokens on the average, standard deviation "
@@ -87,23 +97,30 @@ class MlEnergy:
         self._works: dict[str, Compositions] = {}
         self._resamples = RESAMPLES
 
-    def read(self, files: Sequence[Path]) -> list[Row]:
-        """Reads files with the columns of ``vllm_steady_state.csv``."""
-        columns = (*GIVEN_TEXT, *GIVEN_WHOLE, *GIVEN_REAL, *MEASURED.values())
-        known = Catalog.builtin()
-        return [_row(line, known) for path in files for line in read_lines(path, columns)]
+    def read(self, files: Sequence[Path], catalog: Catalog) -> list[Row]:
+        """Reads files with the columns of ``vllm_steady_state.csv``.
 
-    def simulate(self, rows: Sequence[Row], catalog: Catalog, seed: int, advance: Advance) -> list[Simulated]:
-        """Simulates every row; nothing where the model does not fit, or more than one engine serves it."""
-        simulated: list[Simulated] = []
+        The group ``server`` says where client or server stalls, by :func:`~.mlenergy_fit.stalled`; such configurations
+        are simulated like all others, and compared with and without.
+        """
+        columns = (*GIVEN_TEXT, *GIVEN_WHOLE, *GIVEN_REAL, *MEASURED.values())
+        rows = [_row(line, catalog) for path in files for line in read_lines(path, columns)]
+        silent = stalled(rows)
+        return [replace(r, groups={**r.groups, "server": STALLS if r.configuration in silent else FLOWS}) for r in rows]
+
+    def simulate(self, rows: Sequence[Row], catalog: Catalog, seed: int, advance: Advance) -> list[Outcome]:
+        """Simulates every row; skips it where the model does not fit, or more than one engine serves it."""
+        outcomes: list[Outcome] = []
         for row in rows:
-            simulated.append(self._simulate(row, catalog, seed))
-            advance(len(simulated))
-        return simulated
+            outcomes.append(self._simulate(row, catalog, seed))
+            advance(len(outcomes))
+        return outcomes
 
     def fit(self, rows: Sequence[Row], catalog: Catalog, rng: np.random.Generator, advance: Advance) -> Fitted:
         """Fits times and power of the GPUs, and an offset and a factor for each model, GPU and parallelism."""
-        return fit(rows, [self._serve(row, catalog, FIT_SEED) for row in rows], rng, advance, self._resamples)
+        served = [self._serve(row, catalog, FIT_SEED) for row in rows]
+        runs = [None if isinstance(one, Skipped) else one for one in served]
+        return fit(rows, runs, rng, advance, self._resamples)
 
     def without_intervals(self) -> Self:
         """The same, whose fits are quicker because they have no intervals."""
@@ -111,40 +128,43 @@ class MlEnergy:
         other._resamples = 0
         return other
 
-    def run_of(self, row: Row, kv_tokens: int, seed: int) -> Run:
-        """The requests of a row and the engine's limits."""
+    def run_of(self, row: Row, kv_tokens: int, seed: int, caches: bool = True) -> Run:
+        """The requests of a row and the engine's limits; ``caches`` tells whether it has a prefix cache."""
         mean, places = row.given["avg_output_len"], row.given["max_num_seqs"]
         task = task_named(row.given["task"], mean, self._tasks)
         number = requests_sent(task, mean, places)
         prompt, output = lengths(task, mean, number, np.random.default_rng(seed))
-        return Run(prompt.tolist(), output.tolist(), places, kv_tokens, MAX_BATCHED_TOKENS)
+        repeats = number // task.requests if caches else 1
+        return Run(prompt.tolist(), output.tolist(), places, kv_tokens, MAX_BATCHED_TOKENS, repeats)
 
-    def _serve(self, row: Row, catalog: Catalog, seed: int) -> Served | None:
-        """The run of a row; none where it cannot be simulated."""
+    def _serve(self, row: Row, catalog: Catalog, seed: int) -> Served | Skipped:
+        """The run of a row, or why it cannot be simulated."""
         tp, ep = row.given["num_gpus"], row.given["ep"] > 1
         if row.given["dp"] > 1:
-            return None
+            return SEVERAL
+        if (lacks := missing(catalog, gpu=row.groups["gpu"])) is not None:
+            return lacks
+        gpu, model = catalog.gpu(row.groups["gpu"]), _model(row, catalog)
         try:
-            gpu, model = catalog.gpu(row.groups["gpu"]), _model(row, catalog)
             if ep:
                 check_ep(model, tp)
-            run = self.run_of(row, kv_capacity_tokens(model, gpu, tp), seed)
+            run = self.run_of(row, kv_capacity_tokens(model, gpu, tp), seed, model.mamba is None)
             check(run)
-        except InputError:
-            return None
+        except InputError as fault:
+            return Skipped.of(fault)
         if run.key not in self._works:
             self._works[run.key] = compositions_of(run, self._folder)
         return Served(self._works[run.key], model, gpu, tp, ep)
 
-    def _simulate(self, row: Row, catalog: Catalog, seed: int) -> Simulated:
-        if (served := self._serve(row, catalog, seed)) is None:
-            return {}
+    def _simulate(self, row: Row, catalog: Catalog, seed: int) -> Outcome:
+        if isinstance(served := self._serve(row, catalog, seed), Skipped):
+            return served
         work, model, gpu, tp, ep = served.work, served.model, served.gpu, served.tp, served.ep
         scale = catalog.scale(model.name, gpu.name, tp, 1, ep)
-        cost = Cost.of(iteration_cost(model, gpu, tp, MAX_BATCHED_TOKENS, 1, ep, scale))
-        times, watts = governed(work, cost, power_coefficients(model, gpu, tp, 1, scale))
-        seen = summarise(work, times)
-        mean_w = mean_power_w(work, times, watts)
+        cost = iteration_cost(model, gpu, tp, MAX_BATCHED_TOKENS, 1, ep, scale)
+        ran = governed(cost, power_coefficients(model, gpu, tp, 1, scale), work.batches)
+        seen = summarise(work, ran.times)
+        mean_w = steady_power_w(work, ran)
         return {
             "itl": seen.itl_ms,
             "itl_p90": seen.itl_p90_ms,
@@ -169,7 +189,7 @@ def _row(line: Line, known: Catalog) -> Row:
         raise InputError(line.place, problem, f"Use one of {', '.join(WEIGHT_BYTES)}, or remove the line")
     model = _known(known, texts["model"])
     own = _in_precision(model, texts["weight_precision"]).name if model else ""
-    gpu = GPUS.get(texts["gpu_model"], texts["gpu_model"])
+    gpu = called(known.gpu, texts["gpu_model"], GPUS)
     groups = {
         "gpu": gpu,
         "model": model.name if model else texts["model"],
@@ -203,7 +223,7 @@ def _model(row: Row, catalog: Catalog) -> ModelSpec:
 
 def _in_precision(model: ModelSpec, precision: str) -> ModelSpec:
     """A model of the catalogue; under another name, for which nothing was fitted, where its weights are narrower."""
-    narrower = WEIGHT_BYTES[precision] < model.dtype_bytes and model.expert_dtype_bytes is None
-    if not narrower:
+    mixed = model.expert_dtype_bytes is not None or model.mlp_dtype_bytes is not None
+    if mixed or WEIGHT_BYTES[precision] >= model.dtype_bytes:
         return model
     return model.model_copy(update={"name": f"{model.name} in {precision}", "dtype_bytes": WEIGHT_BYTES[precision]})

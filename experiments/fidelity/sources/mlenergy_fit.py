@@ -21,7 +21,7 @@ from ....simulator.catalog import Cut, Scale
 from ..demand import Demand, Served, squeezed
 from ..governed_fit import Found, Runs, fit_governed
 from ..places import spans
-from ..roofline_fit import START, Seen, mean_batch, times
+from ..roofline_fit import START, Seen, mean_batch, needs
 from ..source import Advance, Fitted, Row
 
 SMALL_BATCH = 16
@@ -116,7 +116,7 @@ class _Part:
             resident=np.array([run.model.weight_bytes / run.tp / gpu.memory_bytes for run in served]),
         )
 
-        batch = mean_batch(self.runs.demand, times(self.runs.demand, START).length)
+        batch = mean_batch(self.runs.demand, needs(self.runs.demand, START).at(1.0).length)
         other = np.abs(batch / np.array([row.measured["batch"] for row in rows]) - 1) > OTHER_BATCH
         self.counts = np.where(other | np.array([bursty(row) for row in rows]), 0.0, 1.0)
 

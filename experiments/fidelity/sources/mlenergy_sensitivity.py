@@ -8,7 +8,8 @@ import numpy as np
 
 from ....simulator.catalog import Catalog
 from ....simulator.errors import InputError
-from ..source import Advance, Row
+from ..errors import simulated_of
+from ..source import Advance, Row, Simulated, unheard
 from .mlenergy import MlEnergy
 from .mlenergy_tasks import TASKS
 
@@ -37,16 +38,20 @@ def sensitivity(
     Raises:
         InputError: No row can be simulated.
     """
-    base = MlEnergy().simulate(rows, catalog, seed, lambda done: None)
+    base = _simulated(MlEnergy(), rows, catalog, seed)
     if not any(base):
         raise InputError("sensitivity", "none of the rows can be simulated", "Give rows of models in the catalogue")
     table: dict[str, dict[str, tuple[float, float]]] = {}
     for name, factors in VARIANTS.items():
         tasks = {task: assumed.scaled(**factors) for task, assumed in TASKS.items()}
-        other = MlEnergy(tasks=tasks).simulate(rows, catalog, seed, lambda done: None)
+        other = _simulated(MlEnergy(tasks=tasks), rows, catalog, seed)
         table[name] = {}
         for quantity in MlEnergy.quantities:
             change = [b[quantity] / a[quantity] - 1 for a, b in zip(base, other, strict=True) if a and b]
             table[name][quantity] = (float(np.median(change)), float(np.median(np.abs(change))))
         advance(len(table))
     return table
+
+
+def _simulated(source: MlEnergy, rows: Sequence[Row], catalog: Catalog, seed: int) -> list[Simulated]:
+    return [simulated_of(one) for one in source.simulate(rows, catalog, seed, unheard)]

@@ -3,7 +3,9 @@
 The leaderboard publishes the mean output length of a run and nothing of its prompts. What is known of the rest:
 
 - ml-energy/benchmark, ``configs/vllm`` and ``mlenergy/llm/benchmark.py``: 1,024 requests of a data set (198 for GPQA
-  Diamond), repeated for large batches, are all sent at once to vLLM 0.11.1; 8,192 batched tokens, contexts to 20,480.
+  Diamond) are all sent at once to vLLM 0.11.1; 8,192 batched tokens, contexts to 20,480. For large batches the whole
+  list is sent ``num_request_repeats`` times over, so that vLLM's prefix cache holds the prompts of every time but the
+  first: without that, runs of 1,024 places and more come out with a third to a half of their throughput and batch.
 - LM Arena: ``arena-human-preference-100k``; every turn of a conversation is a request that carries the turns before
   it. Chatbot Arena (Chiang et al., arXiv 2403.04132) counts 1.3 turns a conversation and 95 tokens a user's turn. With
   turns distributed geometrically 0.3 answers of 300 to 500 tokens precede a request, so that it has some 280 with the
@@ -14,9 +16,10 @@ The leaderboard publishes the mean output length of a run and nothing of its pro
 The rest was chosen on runs of the split's fit part alone, by how well four things that hardly depend on fitted figures
 come out: the mean batch of runs that are short of KV cache, throughput times median latency, and the 90th and 99th
 percentile of latencies over the median. Of 14 combinations for LM Arena (prompts of 150 to 400 tokens) 350 with spreads
-of 1.3 and 1.1 is within 1 % of the best; prompts of 250 are 25 % worse. Of five for GPQA an output spread of 0.9 is
-best. Memory beside weights and KV cache (``runtime_bytes``) was looked at too: runs short of KV cache ask for 2 GB
-(Llama-3.1-8B, Qwen3-235B) to 6 GB (Qwen3-30B on one GPU), so that the catalogue's 2 GB stay.
+of 1.3 and 1.1 is within 1 % of the best, before the prefix cache was found out and after; prompts of 250 are 25 %
+worse. Of five for GPQA an output spread of 0.9 is best. Memory beside weights and KV cache (``runtime_bytes``) was
+looked at too: runs short of KV cache ask for 2 GB (Llama-3.1-8B, Qwen3-235B) to 6 GB (Qwen3-30B on one GPU), so that
+the catalogue's 2 GB stay.
 """
 
 from __future__ import annotations
@@ -35,8 +38,9 @@ from ....simulator.errors import InputError
 MAX_MODEL_LEN = 20_480
 MAX_BATCHED_TOKENS = 8192
 
-FEWEST_PER_PLACE = 1.15
-"""Published sweeps repeat the requests until there are more than so many for every place of the batch."""
+FEWEST_PER_PLACE = 4 / 3
+"""Published sweeps repeat the requests until there are at least so many for every place of the batch; and twice where
+there are just two, which would leave no steady part."""
 
 MOST_REPEATS = 64
 
@@ -89,6 +93,7 @@ def requests_sent(task: Task, mean_output: float, max_num_seqs: int) -> int:
     exact = abs(least - mean_output * task.requests) < 1e-5
     step = least.denominator if exact else 1
     enough = FEWEST_PER_PLACE * max_num_seqs / task.requests
+    enough = 2.0 if task.requests == 2 * max_num_seqs else enough
     return task.requests * step * max(1, -int(-enough // step))
 
 
@@ -97,15 +102,18 @@ def lengths(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Prompt and output lengths: evenly spaced quantiles of lognormal distributions, in random order.
 
+    Requests of the data set that are sent again come in the same order, one time after the other.
+
     Raises:
         InputError: The mean output is out of the question.
     """
     if not 1 <= mean_output < task.output_most:
         problem = f"a mean of {mean_output} output tokens cannot be where {task.output_most} is the most"
         raise InputError("avg_output_len", problem, "Give a mean from 1 up to that")
-    prompt = _lognormal(task.prompt_mean, task.prompt_spread, MAX_MODEL_LEN // 2, requests)
-    output = _lognormal(mean_output, task.output_spread, task.output_most, requests)
-    prompt, output = rng.permutation(prompt), rng.permutation(output)
+    distinct = min(requests, task.requests)
+    prompt = _lognormal(task.prompt_mean, task.prompt_spread, MAX_MODEL_LEN // 2, distinct)
+    output = _lognormal(mean_output, task.output_spread, task.output_most, distinct)
+    prompt, output = (np.resize(rng.permutation(one), requests) for one in (prompt, output))
     return prompt, np.minimum(output, MAX_MODEL_LEN - prompt)
 
 

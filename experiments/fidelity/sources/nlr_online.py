@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ....simulator.blueprint import Blueprint
-from ....simulator.catalog import Catalog, Cut, Scale
+from ....simulator.catalog import Catalog
 from ....simulator.errors import InputError
 from ..csv_rows import Line
-from ..source import Advance, Fitted, Row
+from ..source import Advance, Fitted, Row, unheard
 from .nlr_lengths import dataset, log_normal, with_mean
-from .nlr_node import ASSUMED, GPU, GPUS, MODEL, Run, Work, play
+from .nlr_node import ASSUMED, Run, Work, play
+from .nlr_online_fit import fit
 from .nlr_source import NlrSource, band, groups
 
 FIRST_RATE = 10.0
 """Each sweep over the rates sends the same prompts and begins here; later runs find them in the KV cache."""
-
-CUT = Cut(MODEL, GPU, GPUS)
-LEAST_GREEDY_S = 1e-6
-LEAST_FACTOR = 0.5
-SECANTS = 6
-ENOUGH = 1e-3
-"""Median error at which a search ends."""
 
 TEST_S = 1.6
 """The published scripts count power from the rise for the client's test request on, about so long before the others."""
@@ -74,10 +67,7 @@ class NlrOnline(NlrSource):
     )
 
     def fit(self, rows: Sequence[Row], catalog: Catalog, rng: np.random.Generator, advance: Advance) -> Fitted:
-        """Fits what a greedy choice takes, and a factor of the power of this model on these GPUs.
-
-        Each is where a median error vanishes: that of the mean TPOT, and that of the node's power with the host as the
-        catalogue has it. Both grow almost in proportion, so that the secant method finds them.
+        """Fits what a greedy choice takes, and a factor of this model's power; see :mod:`.nlr_online_fit`.
 
         Raises:
             InputError: There is no row.
@@ -85,31 +75,11 @@ class NlrOnline(NlrSource):
         if not rows:
             raise InputError(self.name, "no row to fit to", "Give at least one")
         seed = int(rng.integers(2**31))
-
-        def errors(figures: Catalog, quantity: str) -> list[float]:
-            simulated = self.simulate(rows, figures, seed, _nobody)
-            return [one[quantity] / row.measured[quantity] - 1 for one, row in zip(simulated, rows, strict=True)]
-
-        def slower(greedy_s: float) -> float:
-            return float(np.median(errors(_with_greedy(catalog, greedy_s), "tpot")))
-
-        greedy_s = float(f"{_root(slower, catalog.gpu(GPU).timing.greedy_s, LEAST_GREEDY_S):.3g}")
-        known = _with_greedy(catalog, greedy_s)
-
-        def hungrier(factor: float) -> float:
-            return float(np.median(errors(_with_power(known, factor), "power")))
-
-        power = float(f"{_root(hungrier, 1.0, LEAST_FACTOR):.4g}")
-        found = _with_power(known, power)
-        advance(len(rows))
-        return Fitted(
-            {
-                "gpus": {GPU: {"like": GPU, "timing": {"greedy_s": greedy_s}}},
-                "scales": [found.scales[CUT].model_dump(include={*Cut._fields, "power", "source"})],
-            },
-            {},
-            {quantity: errors(found, quantity) for quantity in self.quantities},
+        fitted = fit(
+            rows, catalog, lambda known: self.simulate(rows, known, seed, unheard), tuple(self.quantities), rng
         )
+        advance(len(rows))
+        return fitted
 
     def _row(self, line: Line) -> Row:
         name, limit, rate = line.text("dataset"), line.whole("output_len"), line.positive("request_rate")
@@ -153,29 +123,3 @@ class NlrOnline(NlrSource):
             "duration": run.duration_s,
             "throughput": run.tokens / run.duration_s,
         }
-
-
-def _root(error: Callable[[float], float], at: float, other: float) -> float:
-    """Where an error vanishes, by the secant method; not below ``other``, the least that makes sense."""
-    least, off, off_other = other, error(at), error(other)
-    for _ in range(SECANTS):
-        if abs(off) < ENOUGH or off == off_other:
-            break
-        better = max(at - off * (at - other) / (off - off_other), least)
-        at, other, off, off_other = better, at, error(better), off
-    return at
-
-
-def _with_greedy(catalog: Catalog, greedy_s: float) -> Catalog:
-    gpu = catalog.gpu(GPU)
-    timing = gpu.timing.model_copy(update={"greedy_s": greedy_s})
-    return replace(catalog, gpus={**catalog.gpus, GPU: gpu.model_copy(update={"timing": timing})})
-
-
-def _with_power(catalog: Catalog, factor: float) -> Catalog:
-    scale = Scale(**CUT._asdict(), power=factor, source="calibrate nlr-online (arXiv 2604.07345)")
-    return replace(catalog, scales={**catalog.scales, CUT: scale})
-
-
-def _nobody(done: int) -> None:
-    """Is told how far a simulation within the fit is."""

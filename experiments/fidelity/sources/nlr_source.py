@@ -42,7 +42,7 @@ class NlrSource(ABC):
     columns: Sequence[str]
     max_tokens = 8192
 
-    def read(self, files: Sequence[Path]) -> list[Row]:
+    def read(self, files: Sequence[Path], catalog: Catalog) -> list[Row]:
         """Reads files of the layout; raises ``InputError`` that names file, line or column, and remedy."""
         return [self._row(line) for path in files for line in read_lines(path, self.columns)]
 

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....simulator.catalog import Catalog
-from ..engine_power import watts_of
+from ....simulator.errors import InputError
+from ..iteration import Activity, Watts
 from ..series import LAGS_S, second_means, with_intervals
-from ..source import Advance, Fitted, Row, Simulated
+from ..skipped import Skipped
+from ..source import Advance, Fitted, Outcome, Row, Simulated
 from .power_trace_features import features
 from .power_trace_files import read_traces
 from .power_trace_fit import fit_power
@@ -52,10 +54,10 @@ class PowerTrace:
         "no cap below the TDP, no clock lock; the power of an engine on several GPUs is that of all of them",
     )
 
-    def read(self, files: Sequence[Path]) -> list[Row]:
+    def read(self, files: Sequence[Path], catalog: Catalog) -> list[Row]:
         """Reads files in pairs; GPU, model and GPUs of the engine are told from their names."""
         rows = []
-        for trace in read_traces(files):
+        for trace in read_traces(files, catalog):
             measured_w = second_means(*trace.power.T)
             groups = {"gpu": trace.gpu, "model": trace.model}
             given = {"trace": trace, "power_w": measured_w, "tp": trace.tp}
@@ -63,15 +65,19 @@ class PowerTrace:
             rows.append(Row(trace.place, name, {"energy": float(np.nansum(measured_w))}, groups, given))
         return rows
 
-    def simulate(self, rows: Sequence[Row], catalog: Catalog, seed: int, advance: Advance) -> list[Simulated]:
+    def simulate(self, rows: Sequence[Row], catalog: Catalog, seed: int, advance: Advance) -> list[Outcome]:
         """Predicts each second's power; nothing is random."""
-        simulated: list[Simulated] = []
+        outcomes: list[Outcome] = []
         for done, row in enumerate(rows, start=1):
-            shares, power = features(row, catalog)
-            power_w = power.idle_w + shares @ watts_of(power)
-            simulated.append(Predicted(power_w, float(np.nansum(power_w))))
+            try:
+                shares, power = features(row, catalog)
+            except InputError as fault:
+                outcomes.append(Skipped.of(fault))
+            else:
+                power_w = power.idle_w + Watts.of(power).above_idle(Activity(*shares.T))
+                outcomes.append(Predicted(power_w, float(np.nansum(power_w))))
             advance(done)
-        return simulated
+        return outcomes
 
     def summary(self, rows: Sequence[Row], simulated: Sequence[Simulated]) -> dict[str, float]:
         """Energy error, NRMSE and R² of the autocorrelation to lags of 20 s, with block-bootstrap intervals.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ....simulator.catalog import Catalog
 from ....simulator.errors import InputError
 from ..csv_rows import read_lines
+from ..names import mentioned
 
 F64 = NDArray[np.float64]
 
@@ -35,31 +36,18 @@ class Trace:
     Attributes:
         place: The files.
         name: What both files' names have in common.
+        gpu: Name of the GPU in the catalogue.
+        model: Name of the model in the catalogue.
         power: Time in seconds and watts (n, 2), ascending in time.
         engine: Columns of ``ENGINE`` (m, 5), ascending in time, counters never falling.
     """
 
     place: str
     name: str
+    gpu: str
+    model: str
     power: F64
     engine: F64
-
-    def named(self, known: Iterable[str]) -> str | None:
-        """The longest of the known names that is among the words of the files' names, whatever the punctuation."""
-        words = _words(self.name)
-        runs = {"".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
-        return max((name for name in known if "".join(_words(name)) in runs), key=len, default=None)
-
-    @property
-    def gpu(self) -> str:
-        """Name of the GPU in the catalogue; ``a100`` and ``h100`` alone are those with 80 GB."""
-        found = self.named(Catalog.builtin().gpus) or GPUS.get(self.named(GPUS) or "")
-        return found or self._unnamed("GPU")
-
-    @property
-    def model(self) -> str:
-        """Name of the model in the catalogue."""
-        return self.named(Catalog.builtin().models) or self._unnamed("model")
 
     @property
     def tp(self) -> int:
@@ -67,22 +55,20 @@ class Trace:
         found = re.search(r"(?:^|[^a-z0-9])tp(\d+)(?:[^a-z0-9]|$)", self.name.lower())
         return int(found.group(1)) if found else 1
 
-    def _unnamed(self, what: str) -> str:
-        remedy = (
-            f"Name both files after GPU, model and, if more than one, GPUs: a100_qwen3-8b_tp1_…; no {what} is known"
-        )
-        raise InputError(self.place, f"the name does not tell the {what}", remedy)
 
+def read_traces(files: Sequence[Path], catalog: Catalog) -> list[Trace]:
+    """Pairs files by name: what is left without ``_power`` and ``_engine``.
 
-def _words(name: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", name.lower())
+    A single pair may differ in more, but the name of its power trace tells GPU and model. ``a100`` and ``h100`` alone
+    are those with 80 GB.
 
-
-def read_traces(files: Sequence[Path]) -> list[Trace]:
-    """Pairs files by name: what is left without ``_power`` and ``_engine``; a single pair may be named as it likes.
+    Args:
+        files: The files, two of each pair.
+        catalog: GPUs and models that the names may tell.
 
     Raises:
-        InputError: A file has neither layout or lacks its other half, or a line does not hold.
+        InputError: A file has neither layout or lacks its other half, a line does not hold, or a name does not tell
+            what was measured.
     """
     halves: dict[str, dict[str, tuple[Path, F64]]] = {}
     for path in files:
@@ -98,7 +84,14 @@ def read_traces(files: Sequence[Path]) -> list[Trace]:
         (power_path, power), (engine_path, engine) = pair["power"], pair["engine"]
         _check(power_path, power, engine_path, engine)
         name = re.sub(r"_?power", "", power_path.stem)
-        traces.append(Trace(f"{power_path} + {engine_path.name}", name, power, engine))
+        place = f"{power_path} + {engine_path.name}"
+        gpu = mentioned(name, catalog.gpus) or GPUS.get(mentioned(name, GPUS) or "")
+        model = mentioned(name, catalog.models)
+        if gpu is None or model is None:
+            problem = f"the name does not tell the {'model' if gpu else 'GPU'}"
+            remedy = "Name both files after GPU, model and, if more than one, GPUs, such as a100_qwen3-8b_tp1_…; "
+            raise InputError(place, problem, remedy + "give what the catalogue lacks with --catalog FILE")
+        traces.append(Trace(place, name, gpu, model, power, engine))
     return traces
 
 

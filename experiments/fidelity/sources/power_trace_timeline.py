@@ -47,7 +47,7 @@ def timeline(trace: Trace, cost: IterationCost, power: PowerCoefficients) -> tup
         if works_s > 0:
             # The clock on the wall says how long the GPUs worked, the counters what they did in that time.
             stretch = max(works_s - busy.host, 0.0) / max(busy.length - busy.host, 1e-9)
-            parts = np.array([busy.active * stretch, busy.compute, busy.memory, busy.cache, busy.link])
+            parts = np.array(busy.activity._replace(active=busy.activity.active * stretch))
             times += [starts_s, starts_s + works_s]
             shares += [np.zeros(5), np.minimum(parts / works_s, 1.0)]
         before = now

@@ -24,9 +24,12 @@ from ....simulator.performance import GPU_MEMORY_UTILIZATION, iteration_cost, kv
 from ....simulator.power import power_coefficients
 from ....simulator.units import PS_PER_S
 from .. import eager, scalars
+from ..batches import Batches, decodes, governed, prompts
 from ..eager import LARGE_TOKENS, Eager, Figures, Waits
-from ..iteration import Batches, Ran, decodes, prompts, run
-from ..source import Advance, Fitted, Row, Simulated
+from ..iteration import Governed
+from ..names import called
+from ..skipped import Skipped, missing
+from ..source import Advance, Fitted, Outcome, Row
 
 FIGURES = Path(__file__).with_suffix(".toml")
 SOURCE = "splitwise-sim, data/perf_model.csv (Patel et al., ISCA 2024)"
@@ -34,6 +37,14 @@ WHOLE = ("tensor_parallel", "prompt_size", "batch_size", "token_size")
 MEASURED = {"prompt_time": "prompt_time", "token_time": "token_time", "average_power": "power"}
 NAMES = {"llama2-70b": "Llama-2-70B", "bloom-176b": "BLOOM-176B", "a100-80gb": "A100-80GB", "h100-80gb": "H100-80GB"}
 SYNTHETIC = "-pcap"
+INVENTED = Skipped(
+    "synthetic: the prompt time of the uncapped GPU times 1.30, its token time unchanged",
+    "Leave it out: nothing was measured",
+)
+TOO_LARGE = Skipped(
+    "its batch does not fit the KV cache at once, so that it was measured in several",
+    "Leave it out, or give rows of more GPUs or smaller batches",
+)
 APART = 0.10
 TIMES = ("prompt_time", "token_time")
 MS_PER_S = 1e3
@@ -71,18 +82,19 @@ class Splitwise:
         """This source with the figures of a file that ``calibrate`` wrote."""
         return Splitwise(Figures.read(path))
 
-    def read(self, files: Sequence[Path]) -> list[Row]:
+    def read(self, files: Sequence[Path], catalog: Catalog) -> list[Row]:
         """Reads ``perf_model.csv`` and files of its layout.
 
         Raises:
             InputError: A file cannot be read, lacks a column, has no row or a value that does not hold.
         """
-        return [row for path in files for row in _read(path)]
+        return [row for path in files for row in _read(path, catalog)]
 
-    def simulate(self, rows: Sequence[Row], catalog: Catalog, seed: int, advance: Advance) -> list[Simulated]:
+    def simulate(self, rows: Sequence[Row], catalog: Catalog, seed: int, advance: Advance) -> list[Outcome]:
         """Simulates every row that can be; nothing is drawn at random, so that the seed does not matter."""
-        found: list[Simulated] = [{} for _ in rows]
-        for bench, kept in _benches(rows, catalog):
+        benches, refused = _benches(rows, catalog)
+        found: list[Outcome] = [refused.get(i, {}) for i in range(len(rows))]
+        for bench, kept in benches:
             simulated = bench.run(self._figures.engine(bench.gpu.name), self._figures.scale(*bench.slot))
             for n, i in enumerate(kept):
                 found[i] = {quantity: float(simulated[quantity][n]) for quantity in self.quantities}
@@ -94,7 +106,7 @@ class Splitwise:
 
         Repeats of a point count as one together.
         """
-        benches = _benches(rows, catalog)
+        benches, _ = _benches(rows, catalog)
         points = [_Points.of(bench.rows, catalog) for bench, _ in benches]
         intervals: dict[str, tuple[float, float]] = {}
         engines: dict[str, Eager] = {}
@@ -121,27 +133,19 @@ class Splitwise:
         }
         return Fitted(tables, intervals, {name: values.tolist() for name, values in residuals.items()})
 
-    def outliers(self, rows: Sequence[Row], catalog: Catalog) -> dict[str, str]:
-        """Names what is not simulated, and repeats more than 10 % from the median of their point.
-
-        Args:
-            rows: As read.
-            catalog: Says what fits.
-
-        Returns:
-            The reason of each, by place.
-        """
-        reasons = {row.place: reason for row in rows if (reason := _refusal(row, catalog)) is not None}
+    def outliers(self, rows: Sequence[Row]) -> dict[str, list[str]]:
+        """Repeats more than 10 % from the median of their point; they are compared like the others."""
         points: dict[tuple[Any, ...], list[Row]] = {}
         for row in rows:
             points.setdefault(tuple(row.given.values()), []).append(row)
+        found: dict[str, list[str]] = {}
         for repeats in points.values():
             for quantity in TIMES:
                 middle = float(np.median([row.measured[quantity] for row in repeats]))
-                for row in repeats:
-                    if abs(apart := row.measured[quantity] / middle - 1) > APART:
-                        reasons.setdefault(row.place, f"{quantity} is {apart:+.0%} from the median of its repeats")
-        return reasons
+                apart = [row.place for row in repeats if abs(row.measured[quantity] / middle - 1) > APART]
+                if apart:
+                    found.setdefault(f"{quantity} is over {APART:.0%} from the median of its repeats", []).extend(apart)
+        return found
 
 
 class _Bench:
@@ -168,21 +172,24 @@ class _Bench:
         """Simulated values of all rows, by quantity."""
         ran, waits, power = self.work(scale.compute)
         length_s = waits.length_s(engine.figures)
-        more_j = power.idle_w * (length_s - ran.length_s) + power.active_w * engine.slow_link * waits.large_s
-        length_s, energy_j = scale.time * length_s.reshape(2, -1), scale.time * (ran.energy_j + more_j).reshape(2, -1)
+        energy_j = ran.power_w * ran.times.length + power.idle_w * (length_s - ran.times.length)
+        energy_j += power.active_w * engine.slow_link * waits.large_s
+        length_s, energy_j = scale.time * length_s.reshape(2, -1), scale.time * energy_j.reshape(2, -1)
         tokens = np.array([np.ones_like(self._output), self._output - 1])
         mean_w = (tokens * energy_j).sum(axis=0) / (tokens * length_s).sum(axis=0)
         return dict(zip(TIMES, length_s * MS_PER_S, strict=True)) | {"power": mean_w / power.cap_max_w}
 
-    def work(self, compute: float) -> tuple[Ran, Waits, PowerCoefficients]:
+    def work(self, compute: float) -> tuple[Governed, Waits, PowerCoefficients]:
         """How the catalogue has the iterations run, and what the engine is told of them."""
         scale = self.scale(1.0, compute)
         cost = iteration_cost(self.model, self.gpu, self.tp, int(self._batches.tokens.max()), scale=scale)
         power = power_coefficients(self.model, self.gpu, self.tp, scale=scale)
-        ran, tokens = run(cost, power, self._batches), self._batches.tokens
+        # What kernels and sampling take whatever the batch is among the engine's own figures, see eager.py.
+        ran, tokens = governed(cost._replace(gap_ps=0, sample_ps=0), power, self._batches), self._batches.tokens
         large_ps = cost.link_ps[tokens] - cost.link_ps[np.minimum(tokens, LARGE_TOKENS)]
         prompt = np.arange(len(tokens)) < len(self.rows)
-        waits = Waits(ran.host_s, ran.link_s + ran.work_s, large_ps / PS_PER_S, self._batches.sequences, prompt)
+        host_s, works_s = ran.times.host, ran.times.length - ran.times.host
+        waits = Waits(host_s, works_s, large_ps / PS_PER_S, self._batches.sequences, prompt)
         return ran, waits, power
 
 
@@ -227,29 +234,34 @@ def _engine(
     return eager.fit(Waits(*(np.concatenate(part) for part in parts)), measured_s, weights, configurations, rng)
 
 
-def _benches(rows: Sequence[Row], catalog: Catalog) -> list[tuple[_Bench, list[int]]]:
-    """What can be simulated, with the places in ``rows``."""
+def _benches(rows: Sequence[Row], catalog: Catalog) -> tuple[list[tuple[_Bench, list[int]]], dict[int, Skipped]]:
+    """What can be simulated, with the places in ``rows``, and why the others cannot, by their places."""
     slots: dict[tuple[str, str, int], list[int]] = {}
+    refused: dict[int, Skipped] = {}
     for i, row in enumerate(rows):
-        if _refusal(row, catalog) is None:
+        if (why := _refusal(row, catalog)) is not None:
+            refused[i] = why
+        else:
             slots.setdefault((row.groups["model"], row.groups["gpu"], row.given["tp"]), []).append(i)
-    return [(_Bench([rows[i] for i in kept], catalog), kept) for kept in slots.values()]
+    return [(_Bench([rows[i] for i in kept], catalog), kept) for kept in slots.values()], refused
 
 
-def _refusal(row: Row, catalog: Catalog) -> str | None:
+def _refusal(row: Row, catalog: Catalog) -> Skipped | None:
     """Why a row is not simulated."""
-    if row.groups["gpu"].endswith(SYNTHETIC):
-        return "synthetic: the prompt time of the uncapped GPU times 1.30, its token time unchanged"
+    gpu, model, tp = row.groups["gpu"], row.groups["model"], row.given["tp"]
+    if gpu.endswith(SYNTHETIC):
+        return INVENTED
+    if (lacks := missing(catalog, gpu=gpu, model=model)) is not None:
+        return lacks
     try:
-        model, gpu = catalog.model(row.groups["model"]), catalog.gpu(row.groups["gpu"])
-        capacity = kv_capacity_tokens(model, gpu, row.given["tp"], GPU_MEMORY_UTILIZATION)
-    except InputError as refusal:
-        return str(refusal)
+        capacity = kv_capacity_tokens(catalog.model(model), catalog.gpu(gpu), tp, GPU_MEMORY_UTILIZATION)
+    except InputError as fault:
+        return Skipped.of(fault)
     needed = row.given["batch"] * (row.given["prompt"] + row.given["output"])
-    return f"its batch needs {needed} tokens of KV cache, {capacity} fit" if needed > capacity else None
+    return TOO_LARGE if needed > capacity else None
 
 
-def _read(path: Path) -> list[Row]:
+def _read(path: Path, catalog: Catalog) -> list[Row]:
     needed = ("model", "hardware", *WHOLE, *MEASURED)
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -257,7 +269,7 @@ def _read(path: Path) -> list[Row]:
             missing = [name for name in needed if name not in (reader.fieldnames or ())]
             if missing:
                 raise InputError(str(path), f"lacks the column {missing[0]}", f"Give a file with {', '.join(needed)}")
-            rows = [_row(f"{path}:{reader.line_num}", line) for line in reader]
+            rows = [_row(f"{path}:{reader.line_num}", line, catalog) for line in reader]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(str(path), f"cannot be read ({error})", "Give splitwise-sim's perf_model.csv") from error
     if not rows:
@@ -265,7 +277,7 @@ def _read(path: Path) -> list[Row]:
     return rows
 
 
-def _row(place: str, line: Mapping[str, str | None]) -> Row:
+def _row(place: str, line: Mapping[str, str | None], catalog: Catalog) -> Row:
     tp, prompt, batch, output = (int(_number(place, name, line[name], at_least=1, whole=True)) for name in WHOLE)
     measured = {quantity: _number(place, name, line[name]) for name, quantity in MEASURED.items()}
     for quantity in TIMES:
@@ -273,7 +285,8 @@ def _row(place: str, line: Mapping[str, str | None]) -> Row:
             raise InputError(f"{place}: {quantity}", "is 0", "Give a time above 0, or leave the row out")
     if measured["power"] == 0:
         del measured["power"]
-    model, gpu = (NAMES.get(text, text) for text in (line["model"] or "", line["hardware"] or ""))
+    model = called(catalog.model, line["model"] or "", NAMES)
+    gpu = called(catalog.gpu, line["hardware"] or "", NAMES)
     return Row(
         place=place,
         configuration=f"{model}/{gpu}/tp{tp}/prompt{prompt}",
