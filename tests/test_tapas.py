@@ -374,7 +374,7 @@ def test_the_suite_tells_its_claims_by_what_it_measured(short: Callable[[], None
     with Progress(disable=True) as progress:
         result = suite.run(2, 0, progress)
     assert result.suite == "tapas"
-    assert len(result.claims) == 6
+    assert len(result.claims) == 8
     assert [len(rows) for rows in result.tables.values()] == [6, 3, 3, 3]
     for rows in result.tables.values():
         assert rows[0]["agent"] == suite.OBLIVIOUS

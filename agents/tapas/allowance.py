@@ -32,7 +32,7 @@ class Domain:
 
 
 def domains(task: Task, outlook: Outlook, steered: Mask, share: float, *, air: bool) -> list[Domain]:
-    """The rows and the site, less what those draw who cannot be steered; limits that the TDPs keep are left out.
+    """Servers, racks, rows and the site, less what is drawn by those not steered; limits that TDPs keep are left out.
 
     Args:
         task: What may be known beforehand.
@@ -45,7 +45,7 @@ def domains(task: Task, outlook: Outlook, steered: Mask, share: float, *, air: b
     limits_w = np.minimum(outlook.row_limit_w, outlook.row_air_w) if air else outlook.row_limit_w
     places = [(row == number, float(limit_w)) for number, limit_w in enumerate(limits_w)]
     found = []
-    for inside, limit_w in [*places, (np.ones(len(row), bool), outlook.reading.budget_w)]:
+    for inside, limit_w in [*outlook.inner, *places, (np.ones(len(row), bool), outlook.reading.budget_w)]:
         if limit_w < task.fleet.cap_max_w[inside].sum() * (1 - ROUNDING):
             others_w = float(outlook.need_w[inside & ~steered].sum())
             found.append(Domain(inside & steered, max(limit_w * share - others_w, 0.0)))

@@ -9,7 +9,7 @@ import numpy as np
 from ...simulator.facility import AIR_J_PER_M3_K
 from ..base import Task, View
 from .history import History
-from .reading import F64, Reading
+from .reading import F64, Mask, Reading
 from .regression import DieRegression, InletRegression
 
 AHEAD_S = 60
@@ -38,6 +38,7 @@ class Outlook:
         outside_c: Outside temperature ahead, °C; ``nan`` where it is not metered.
         thermal_w: Power that a slot can hold at that inlet without throttling, watts (R,).
         row_limit_w: Power limit of each row, watts; endless where it has none.
+        inner: Racks and servers that have a limit, each as its slots (R,) and watts.
         row_air_w: Heat that each row's planned airflow carries off, watts; endless where none is planned.
         emergency: Whether inlets are much warmer than load and weather explain.
     """
@@ -49,6 +50,7 @@ class Outlook:
     outside_c: float
     thermal_w: F64
     row_limit_w: F64
+    inner: tuple[tuple[Mask, float], ...]
     row_air_w: F64
     emergency: bool
 
@@ -109,6 +111,8 @@ class Forecaster:
         tdp_w, rows = task.fleet.cap_max_w, range(self.row.max() + 1)
         self._row_tdp_w = np.array([tdp_w[self.row == i].sum() for i in rows])
         specs = task.scenario.cluster.rows
+        self._rated_w = self._row_tdp_w * [s.breaker.rating_share if s.breaker else np.inf for s in specs]
+        self._inner = _inner_limits(task)
         self._planned_w = self._row_tdp_w * [s.power_limit_share or np.inf for s in specs]
         warms_j_per_m3 = task.scenario.cluster.air.server_rise_k * AIR_J_PER_M3_K
         self._row_air_w = warms_j_per_m3 * np.array([s.airflow_m3_per_s or np.inf for s in specs])
@@ -178,7 +182,8 @@ class Forecaster:
             inlet_c=inlet_c,
             outside_c=outside_c,
             thermal_w=thermal_w,
-            row_limit_w=limit_w,
+            row_limit_w=np.minimum(limit_w, self._rated_w),
+            inner=self._inner,
             row_air_w=self._row_air_w,
             emergency=bool(gain.any()),
         )
@@ -203,3 +208,19 @@ def _closer(mean: F64, value: F64, steps: float) -> F64:
 
 def _peak(shares: F64, who: np.ndarray) -> float:
     return float(np.quantile(shares[who], PEAK)) if who.any() else 1.0
+
+
+def _inner_limits(task: Task) -> tuple[tuple[Mask, float], ...]:
+    """Racks with a breaker, and servers whose supplies give less than their GPUs may draw."""
+    slots, tdp_w, found = task.blueprint.slots, task.fleet.cap_max_w, []
+    racks = [rack for row in task.scenario.cluster.rows for rack in row.racks]
+    for number, rack in enumerate(racks):
+        if rack.breaker is not None:
+            inside = np.array([slot.rack == number for slot in slots])
+            found.append((inside, rack.breaker.rating_share * float(tdp_w[inside].sum())))
+    for number in sorted({slot.server for slot in slots}):
+        inside = np.array([slot.server == number for slot in slots])
+        share = slots[int(inside.argmax())].spec.power_limit_share
+        if share is not None:
+            found.append((inside, share * float(tdp_w[inside].sum())))
+    return tuple(found)

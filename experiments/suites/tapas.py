@@ -41,6 +41,7 @@ def _row(*places_c: float) -> dict[str, Any]:
     return {
         "racks": [{"servers": servers}],
         "power_limit_share": 1 / OVERSUBSCRIBED,
+        "breaker": {"rating_share": 1 / OVERSUBSCRIBED},
         "airflow_m3_per_s": ROW_GPUS * GPU_AIR_M3_PER_S / OVERSUBSCRIBED,
     }
 
@@ -96,7 +97,7 @@ COOLING = {
     "severity": 0.8,
     "ramp_s": 20,
 }
-MILD, HOT, FEED_FAILS, COOLING_FAILS = "mild day", "hot day", "power feed fails", "cooling fails"
+MILD, HOT, FEED_FAILS, COOLING_FAILS = "Mild day", "Hot day", "Power feed fails", "Cooling fails"
 DAYS: Mapping[str, dict[str, Any]] = {
     MILD: site(30.0),
     HOT: site(41.0),
@@ -130,6 +131,7 @@ class Run:
         thermal: Thermal throttle events.
         own_thermal: Those on slots that the provider's own instances hold at the start.
         power_s: Seconds in which a row was above its power limit.
+        trips: Breakers that opened.
         ttft_s: p99 of the time to first token.
         tpot_s: p99 of the time per output token.
     """
@@ -137,6 +139,7 @@ class Run:
     thermal: float
     own_thermal: float
     power_s: float
+    trips: float
     ttft_s: float
     tpot_s: float
 
@@ -176,6 +179,7 @@ def _played(env: LLMClusterEnv, agent: Agent, name: str, seed: int) -> Run:
         thermal=float(events.sum()),
         own_thermal=float(events[own].sum()),
         power_s=summary.over_rows_s,
+        trips=float(summary.trips),
         ttft_s=summary.ttft_s.p99,
         tpot_s=summary.tpot_s.p99,
     )
@@ -227,6 +231,17 @@ def _judged(runs: Mapping[tuple[str, str], list[Run]], rng: np.random.Generator)
     def left(day: str) -> str:
         thermal, own = of(day, TAPAS, "thermal").sum(), of(day, TAPAS, "own_thermal").sum()
         return f"{own:.0f} of the {thermal:.0f} events that are left are of the provider's own slots"
+
+    def trips(day: str) -> Claim:
+        tripped, others = mean_interval(of(day, TAPAS, "trips"), rng), of(day, OBLIVIOUS, "trips").mean()
+        return Claim(
+            f"{day}: breakers that trip, an episode",
+            "none: it rides through failures",
+            tripped,
+            "breakers",
+            "reproduced" if tripped.mean == 0 else "partly" if tripped.mean < others else "not reproduced",
+            f"Without control {others:.1f}.",
+        )
 
     heat, power = cut(HOT, "thermal"), cut(MILD, "power_s")
     ttft, tpot = slower(MILD, "ttft_s"), slower(MILD, "tpot_s")
@@ -284,6 +299,8 @@ def _judged(runs: Mapping[tuple[str, str], list[Run]], rng: np.random.Generator)
             is_cut(cooling),
             f"{left(COOLING_FAILS)}. Inlets are the first sign that air is missing.",
         ),
+        trips(FEED_FAILS),
+        trips(COOLING_FAILS),
     )
     tables = {
         f"{day}: p99 latencies, and mean events and seconds an episode": tuple(
@@ -315,6 +332,7 @@ def _line(name: str, own: list[Run], others: list[Run], rng: np.random.Generator
         ("thermal", "thermal events"),
         ("own_thermal", "of own slots"),
         ("power_s", "s above a row's limit"),
+        ("trips", "breakers tripped"),
         ("ttft_s", "TTFT p99, s"),
         ("tpot_s", "TPOT p99, s"),
     ):
