@@ -6,7 +6,7 @@ STEPS ?= 100000
 DEMO := runs/demo$(if $(WORKLOAD),-$(shell printf %s "$(WORKLOAD)" | cksum | cut -d ' ' -f 1))
 TRACE := $(if $(WORKLOAD),--workload "$(WORKLOAD)")
 
-.PHONY: forecaster forecasts help demo install install-dev test test-all lint format type docs fidelity artefacts clean
+.PHONY: claims forecaster forecasts help demo install install-dev test test-all lint format type docs fidelity artefacts clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -54,6 +54,9 @@ docs: install-dev  ## Rebuild the generated tables of docs/ (scenarios, observat
 
 fidelity: install-dev  ## Rebuild docs/fidelity.md: validate every measured source (needs LLMCLUSTER_DATA)
 	$(BIN)/python -m llmcluster.experiments.write_fidelity
+
+claims: install-dev  ## Rebuild docs/claims.md: try what published systems claim
+	$(BIN)/python -m llmcluster.experiments.write_claims
 
 forecaster: install-dev  ## Train the shipped forecaster anew: after any change of the physics (takes some minutes)
 	$(BIN)/python -m llmcluster.experiments.write_artefacts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,14 @@ class Agent(Protocol):
         action_masks: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[Any], State]:
         """Action and next state for one observation or a batch of them."""
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """An agent that is told of the start of an episode."""
+
+    def watch(self, env: LLMClusterEnv) -> None:
+        """Called at the start of each episode, before the first decision."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,6 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ..envs.actions import ROUTERS
 from ..simulator.topology import ServerSpec
 from .base import Agent, Task
 from .scaling import PROMPT_TOKENS, capacity_requests_per_s
@@ -22,7 +21,7 @@ def candidates(task: Task) -> dict[str, Agent]:
     """A grid over constant actions, each under a name that says what it does.
 
     Slots are alike if they have the same GPU and start with the same model. The grid takes every number of serving
-    slots of each kind (coarser where there are many), five caps, both routers, and weights equal or by capacity. Slots
+    slots of each kind (coarser where there are many), five caps, all routers, and weights equal or by capacity. Slots
     that are left to the placement of instances are always open.
 
     Args:
@@ -41,7 +40,7 @@ def candidates(task: Task) -> dict[str, Agent]:
     weights: dict[str, NDArray[np.float64] | None] = {"equal": None, "by capacity": capacity / capacity.max()}
     if len(kinds) == 1:
         del weights["by capacity"]
-    per_point = len(CAP_SHARES) * len(ROUTERS) * len(weights)
+    per_point = len(CAP_SHARES) * len(task.codec.routers) * len(weights)
     counts = [np.arange(len(m) + 1) for m in members]
     while math.prod(len(c) for c in counts) * per_point > MAX_CANDIDATES:
         finest = max(range(len(counts)), key=lambda i: len(counts[i]))
@@ -57,7 +56,7 @@ def candidates(task: Task) -> dict[str, Agent]:
         if not chosen.any():
             continue
         what = " + ".join(f"{n} {label}" for n, label in zip(on, labels, strict=True) if n)
-        for share, router, (kind, weight) in itertools.product(CAP_SHARES, ROUTERS, weights.items()):
+        for share, router, (kind, weight) in itertools.product(CAP_SHARES, task.codec.routers, weights.items()):
             name = f"{what}, caps at {share:.0%} of their range, {router}, weights {kind}"
             found[name] = Constant(task, only(task, chosen, share, router, weight))
     return found

@@ -139,10 +139,10 @@ def _read_description(folder: Path) -> dict[str, Any]:
 def _spec_of(about: Mapping[str, Any], path: Path) -> NetworkSpec:
     given = about.get("network")
     try:
-        lists = {name: tuple(given[name]) for name in ("slot_groups", "cluster_heads")}  # type: ignore[index]
+        lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}  # type: ignore[union-attr]
         spec = NetworkSpec(**{**given, **lists})  # type: ignore[dict-item]
         sound = isinstance(spec.width, int) and 1 <= spec.width <= MAX_WIDTH
-    except (TypeError, KeyError):
+    except (TypeError, KeyError, AttributeError):
         sound = False
     if not sound:
         raise InputError(str(path), "has no sound network description", "Train the agent again")

@@ -16,7 +16,7 @@ PRIOR = 3.0
 """Log-odds by which a fresh network prefers full weight, full cap, full clock and serving over each other level."""
 
 
-ROUTER_OPTIONS = len(ROUTERS)
+PREFERRED_ROUTER = "least-outstanding"
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,9 @@ class NetworkSpec:
         levels: Levels of a per-slot head.
         slot_groups: Groups with a head per slot.
         models: Models that slots may serve.
-        cluster_heads: Names of the cluster's own heads; ``place`` is scored slot by slot, the others have 2 options.
+        cluster_heads: Names of the cluster's own heads; ``place`` is scored slot by slot.
         width: Width of the hidden layers.
+        routers: Routers to choose from.
     """
 
     slot_features: int
@@ -42,6 +43,7 @@ class NetworkSpec:
     models: int
     cluster_heads: tuple[str, ...]
     width: int = 64
+    routers: tuple[str, ...] = ROUTERS
 
     @classmethod
     def of(
@@ -57,6 +59,7 @@ class NetworkSpec:
             models=models,
             cluster_heads=tuple(name for name, _ in layout.cluster_heads),
             width=width,
+            routers=layout.routers,
         )
 
     def as_dict(self) -> dict[str, object]:
@@ -107,7 +110,7 @@ class Actor(nn.Module):
         self.spec = spec
         self.body = SlotBody(spec)
         self.slot_heads = nn.Linear(2 * spec.width, len(spec.slot_groups) * spec.levels)
-        options = {"router": ROUTER_OPTIONS, "place": 1}
+        options = {"router": len(spec.routers), "place": 1}
         self.cluster_heads = nn.ModuleDict({h: nn.Linear(spec.width, options[h]) for h in spec.cluster_heads})
         self.place_score = nn.Linear(2 * spec.width, 1)
         self._start_at_prior()
@@ -120,12 +123,12 @@ class Actor(nn.Module):
             for row, group in zip(bias, self.spec.slot_groups, strict=True):
                 serve = SERVE if self.spec.models == 1 else KEEP
                 row[serve if group == "lifecycle" else -1] = PRIOR
-            heads = [head for head in (*self.cluster_heads.values(), self.place_score) if isinstance(head, nn.Linear)]
-            for head in heads:
+            heads = {name: head for name, head in self.cluster_heads.items() if isinstance(head, nn.Linear)}
+            for name, head in {**heads, "place_score": self.place_score}.items():
                 head.weight.mul_(0.01)
                 head.bias.zero_()
-                if head.out_features == ROUTER_OPTIONS:
-                    head.bias[-1] = PRIOR
+                if name == "router" and PREFERRED_ROUTER in self.spec.routers:
+                    head.bias[self.spec.routers.index(PREFERRED_ROUTER)] = PRIOR
 
     def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
         """Logits (B, sum of the heads' options)."""

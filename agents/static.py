@@ -31,14 +31,19 @@ class Constant(Heuristic):
         return replace(self.action, place=first_fit(self.task, view))
 
 
-def first_fit(task: Task, view: View) -> int:
-    """The first slot that is empty or asleep and can hold what waits for one; NOWHERE if there is none."""
+def places(task: Task, view: View) -> NDArray[np.bool_]:
+    """Slots that are empty or asleep and can hold what waits for one (R,); none where nothing waits."""
     pending = [view.cluster(f"pending_model_{name}") > 0 for name in task.fleet.models]
     free = view.slot("is_empty") + view.slot("is_sleeping") > 0
     if any(pending):
-        free &= task.fleet.fits[:, pending.index(True)]
-    elif task.scenario.tenants is None or view.cluster("pending_tenant") == 0:
-        return NOWHERE
+        return np.asarray(free & task.fleet.fits[:, pending.index(True)])
+    asks = task.scenario.tenants is not None and view.cluster("pending_tenant") > 0
+    return np.asarray(free & asks)
+
+
+def first_fit(task: Task, view: View) -> int:
+    """The first slot that is empty or asleep and can hold what waits for one; NOWHERE if there is none."""
+    free = places(task, view)
     return int(free.argmax()) if free.any() else NOWHERE
 
 
@@ -114,6 +119,26 @@ class LeastOutstanding(Constant):
         super().__init__(task, all_on(task, "least-outstanding"))
 
 
+class PowerOfTwo(Constant):
+    """All slots on, no caps, each request to the lesser of two slots drawn by weight.
+
+    Where the scenario does not list that router, least-outstanding stands in for it.
+    """
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task, all_on(task, "power-of-two"))
+
+
+class PrefixAffinity(Constant):
+    """All slots on, no caps, each request to where the beginning of its prompt is cached.
+
+    Where the scenario does not list that router, least-outstanding stands in for it.
+    """
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task, all_on(task, "prefix-affinity"))
+
+
 class UniformCap(Constant):
     """All slots on, all capped alike so that the lowest limits there ever are hold: safe whatever happens."""
 
@@ -144,10 +169,13 @@ class Random(Heuristic):
         self._rng = np.random.default_rng(seed)
 
     def decide(self, view: View) -> ClusterAction:
-        """A random action; masks are those that never change."""
+        """A random action among those that are open."""
         codec = self.task.codec
         if codec.encoding == "box":
             return codec.decode(self._rng.uniform(-1.0, 1.0, len(codec.layout.sizes)))
-        draws = np.where(codec.fixed_mask, self._rng.random(len(codec.fixed_mask)), -1.0)
+        is_open = codec.fixed_mask.copy()
+        if "place" in codec.groups:
+            is_open[-len(self.task.fleet) :] = places(self.task, view)
+        draws = np.where(is_open, self._rng.random(len(is_open)), -1.0)
         heads = np.split(draws, np.cumsum(codec.layout.sizes)[:-1])
         return codec.decode([int(head.argmax()) for head in heads])

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-ROUTERS = ("round-robin", "least-outstanding")
+RouterName = Literal["round-robin", "least-outstanding", "power-of-two", "prefix-affinity"]
+ALL_ROUTERS: tuple[RouterName, ...] = get_args(RouterName)
+ROUTERS: tuple[RouterName, ...] = ALL_ROUTERS[:2]
+"""Those that an action chooses among where the scenario does not list its own."""
 
 KEEP, SLEEP, OFF, SERVE = 0, 1, 2, 3
 """Life-cycle targets of a slot; ``SERVE + m`` serves model m. A target stays until another one is given.
@@ -23,8 +27,9 @@ class ClusterAction:
     """What an agent decides in one tick, for R slots. ``None`` leaves things as they are.
 
     Attributes:
-        router: How requests are shared out: ``round-robin`` (smooth, weighted) or ``least-outstanding`` (per weight).
-            On real hardware: the gateway's policy.
+        router: How requests are shared out: ``round-robin`` (smooth, weighted), ``least-outstanding`` (per weight),
+            ``power-of-two`` (the lesser of two drawn by weight) or ``prefix-affinity`` (to where the prompt's beginning
+            is cached). On real hardware: the gateway's policy.
         route_weight: Weight of each slot in [0, 1], (R,). On real hardware: the gateway's weights.
         cap_w: Power limit of each slot, watts (R,), all its GPUs together. On real hardware: NVML's power limit.
         clock_ratio: Highest clock of each slot relative to the GPU's own, (R,). On real hardware: NVML's locked clocks.

@@ -107,7 +107,8 @@ class LLMClusterEnv(gym.Env[Observation, NDArray[Any]]):
         except InputError as fault:
             raise InputError(f"{self.scenario.source}: {fault.where}", fault.problem, fault.remedy) from fault
         self.fleet = fleet_of(self.blueprint)
-        self.codec = ActionCodec(self.fleet, self.scenario.actions.groups, self.scenario.actions.levels, encoding)
+        actions = self.scenario.actions
+        self.codec = ActionCodec(self.fleet, actions.groups, actions.levels, encoding, actions.routers)
         reward = self.scenario.reward
         senses = senses_of(self.scenario, self.fleet)
         self.observations = ObservationBuilder(self.fleet, reward.requests_per_s, TOKENS_PER_S, senses)

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..simulator.errors import InputError
-from .actions import KEEP, NOWHERE, ROUTERS, SERVE, ClusterAction
+from .actions import KEEP, NOWHERE, ROUTERS, SERVE, ClusterAction, RouterName
 from .telemetry import NOBODY_ASKS, TENANT_ASKS, Fleet, Telemetry
 
 Group = Literal["route", "cap", "clock", "lifecycle", "concurrency", "reconfigure", "place"]
 Encoding = Literal["discrete", "box"]
 SLOT_GROUPS: tuple[Group, ...] = ("route", "cap", "clock", "lifecycle", "concurrency", "reconfigure")
 LOWEST_CLOCK = 0.4
+STAND_IN: RouterName = "least-outstanding"
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,14 @@ class Layout:
         levels: Levels of every per-slot head.
         slot_groups: Groups with one head per slot, in order.
         cluster_heads: Names and sizes of the remaining heads.
+        routers: The options of the head ``router``.
     """
 
     slots: int
     levels: int
     slot_groups: tuple[Group, ...]
     cluster_heads: tuple[tuple[str, int], ...]
+    routers: tuple[str, ...] = ROUTERS
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -52,12 +55,20 @@ class ActionCodec:
         levels: Levels of route, cap, clock and concurrency; the per-slot heads have more if models or variants need
             them.
         encoding: ``discrete`` (MultiDiscrete) or ``box`` (every head in [-1, 1]).
+        routers: Routers to choose from.
 
     Raises:
         InputError: A group is unknown, none is on, or there are fewer than two levels.
     """
 
-    def __init__(self, fleet: Fleet, groups: tuple[str, ...], levels: int = 5, encoding: str = "discrete") -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        groups: tuple[str, ...],
+        levels: int = 5,
+        encoding: str = "discrete",
+        routers: tuple[RouterName, ...] = ROUTERS,
+    ) -> None:
         known = (*SLOT_GROUPS, "place")
         unknown = [g for g in groups if g not in known]
         if unknown or not groups:
@@ -67,14 +78,14 @@ class ActionCodec:
         if encoding not in ("discrete", "box"):
             raise InputError("encoding", f"'{encoding}' is unknown", "Use 'discrete' or 'box'")
         self.fleet, self.encoding, self.steps = fleet, encoding, levels
-        self.groups = groups
+        self.groups, self.routers = groups, routers
         slot_groups = tuple(g for g in SLOT_GROUPS if g in groups)
-        cluster = [("router", len(ROUTERS))] if "route" in groups else []
+        cluster = [("router", len(routers))] if "route" in groups else []
         cluster += [("place", len(fleet) + 1)] if "place" in groups else []
         self._targets, self._variants = SERVE + len(fleet.models), max(map(len, fleet.variants), default=1)
         widths = {"lifecycle": self._targets, "reconfigure": self._variants}
         width = max(levels, *(widths.get(group, 0) for group in groups))
-        self.layout = Layout(len(fleet), width, slot_groups, tuple(cluster))
+        self.layout = Layout(len(fleet), width, slot_groups, tuple(cluster), routers)
         self._sizes = self.layout.sizes
         self._offsets = np.concatenate([[0], np.cumsum(self._sizes)])
         self.fixed_mask = self._build_fixed_mask()
@@ -129,7 +140,7 @@ class ActionCodec:
         for (name, options), value in zip(self.layout.cluster_heads, array[split:], strict=True):
             option = int(self._option(value, options))
             if name == "router":
-                fields["router"] = ROUTERS[option]
+                fields["router"] = self.routers[option]
             else:
                 fields["place"] = option - 1 if option else NOWHERE
         return ClusterAction(**fields)  # type: ignore[arg-type]
@@ -168,10 +179,20 @@ class ActionCodec:
             else:
                 heads.append(self._from_share(self._concurrency_share(action.concurrency)))
         for name, options in self.layout.cluster_heads:
-            option = ROUTERS.index(action.router or ROUTERS[0]) if name == "router" else action.place + 1
+            option = self._router(action.router) if name == "router" else action.place + 1
             heads.append(self._from_option(np.array([option], np.float64), options))
         flat = np.concatenate(heads)
         return flat.astype(np.float32) if self.encoding == "box" else flat.astype(np.int64)
+
+    def _router(self, name: str | None) -> int:
+        """Option of a router; all but round-robin are kinds of least-outstanding, which stands in where they are not.
+
+        Where it is not either, and where none is asked for, it is the first.
+        """
+        for known in (name, STAND_IN) if name is not None else ():
+            if known in self.routers:
+                return self.routers.index(known)
+        return 0
 
     def _concurrency_share(self, in_flight: NDArray[np.int64] | None) -> NDArray[np.float64]:
         """Levels of concurrency are geometric, from one request to as many as the engine runs: none has no limit."""

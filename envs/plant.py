@@ -103,6 +103,7 @@ class SimulatedPlant:
         rng: Source of all randomness of this run.
         engine: ``compiled`` or ``reference``, see :class:`Cluster`.
         observer: Watches the reference engine.
+        world: What the world does, for planning; drawn from the scenario by default.
     """
 
     def __init__(
@@ -114,10 +115,12 @@ class SimulatedPlant:
         rng: np.random.Generator,
         engine: EngineName = "compiled",
         observer: Observer | None = None,
+        world: World | None = None,
     ) -> None:
         self.scenario, self._fleet = scenario, fleet
         cluster_rng, budget_rng, instance_rng, world_rng, tenants_rng = rng.spawn(5)
         self._world_rngs = [generator_state(budget_rng), generator_state(world_rng)]
+        self._given_world = world
         self.world = world = self._drawn_world(blueprint)
         facility = Facility(blueprint.spec, blueprint.slots, world.outside_c, world.airflow)
         guards = Protection(blueprint.spec, blueprint.slots, blueprint.cap_max_w, world.feeds, scenario.budget.shed)
@@ -153,7 +156,9 @@ class SimulatedPlant:
         return self.world.budget
 
     def _drawn_world(self, blueprint: Blueprint) -> World:
-        """The world of the generators' states, which are all that a saved run needs of it."""
+        """The world that was given, or that of the generators' states, which are all that a saved run needs of it."""
+        if self._given_world is not None:
+            return self._given_world
         return draw_world(self.scenario, blueprint, *(generator_from(rng) for rng in self._world_rngs))
 
     def _await_instance(self, number: int) -> None:

@@ -16,6 +16,7 @@ from ..simulator.signals import SignalSpec
 from ..simulator.tenants import TenantsSpec
 from ..simulator.topology import ClusterSpec
 from ..simulator.workload.spec import WorkloadSpec
+from .actions import ROUTERS, RouterName
 from .world_spec import BudgetSpec, EventSpec, GridSpec, InstancesSpec, Spec
 
 
@@ -35,6 +36,15 @@ class ActionSpec(Spec):
         default=("route", "cap", "lifecycle"), description="What it decides; see `ClusterAction`."
     )
     levels: int = Field(default=5, ge=2, le=101, description="Options where it decides on a number.")
+    routers: tuple[RouterName, ...] = Field(
+        default=ROUTERS, min_length=1, description="Routers to choose from; also `power-of-two`, `prefix-affinity`."
+    )
+
+    @model_validator(mode="after")
+    def _routers_differ(self) -> ActionSpec:
+        if len(set(self.routers)) < len(self.routers):
+            raise ValueError(f"routers {list(self.routers)} must differ from one another")
+        return self
 
 
 class RewardSpec(Spec):

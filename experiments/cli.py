@@ -12,7 +12,16 @@ from typer.exceptions import TyperException
 
 from .. import __version__
 from ..simulator.errors import InputError
-from .output import JsonOption, SeedOption, announce_compilation, people, progress_bar, write_json
+from .output import (
+    JsonOption,
+    ScenarioOption,
+    SeedOption,
+    WorkloadOption,
+    announce_compilation,
+    people,
+    progress_bar,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from ..simulator.cluster import EngineName
@@ -23,12 +32,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="A simulator of LLM-serving GPU clusters, as a Gymnasium environment, with agents that run it.",
 )
-
-ScenarioOption = Annotated[str, typer.Option(help="Name of a scenario, or path of a TOML file")]
-WorkloadOption = Annotated[
-    str | None,
-    typer.Option(metavar="FILE", help="A trace (or the name of a fetched one) in place of the scenario's own"),
-]
 
 
 def _version(asked: bool) -> None:
@@ -134,47 +137,6 @@ def train(
     write_json(result, json_file)
 
 
-@app.command(
-    epilog="Example: llmcluster evaluate --agents round-robin,best-constant,runs/ppo --episodes 10 --out runs/report"
-)
-def evaluate(
-    agents: Annotated[
-        str, typer.Option(help="Names of agents and folders that `train` wrote, by comma; the first is the reference")
-    ] = ("round-robin,least-outstanding,uniform-cap,best-constant,follow-load,clairvoyant"),
-    scenario: ScenarioOption = "default",
-    workload: WorkloadOption = None,
-    episodes: Annotated[int, typer.Option(min=1, help="Held-out episodes per agent")] = 10,
-    seed: SeedOption = 0,
-    out: Annotated[Path, typer.Option(help="Folder for report.html")] = Path("runs/evaluation"),
-    reference: Annotated[
-        str | None, typer.Option(help="Agent that rewards are compared with; the first by default")
-    ] = None,
-    json_file: JsonOption = None,
-) -> None:
-    """Compare agents on the same held-out traffic: a table with 95 % intervals, and an HTML report with plots."""
-    from ..envs.scenario import load_scenario
-    from .evaluate import check
-    from .evaluate import evaluate as run
-    from .report import write_report
-    from .splits import Split
-    from .table import as_json, print_table
-
-    chosen = load_scenario(scenario)
-    names = [name.strip() for name in agents.split(",") if name.strip()]
-    check(chosen, names, reference)
-    split = Split(chosen, workload, out) if workload else None
-    out.mkdir(parents=True, exist_ok=True)
-    announce_compilation()
-    with progress_bar() as progress:
-        evaluation, notes = run(chosen, names, episodes, seed, progress, split)
-    console = people(json_file)
-    print_table(evaluation, console, seed, reference)
-    for name, note in notes.items():
-        console.print(f"{name}: {note}")
-    console.print(f"report: {write_report(evaluation, out / 'report.html', seed, reference)}")
-    write_json({**as_json(evaluation, seed, reference), "notes": notes}, json_file)
-
-
 @app.command(epilog="Example: llmcluster doctor --json -")
 def doctor(json_file: JsonOption = None) -> None:
     """Show what is installed, compiled and reachable here."""
@@ -191,9 +153,11 @@ def doctor(json_file: JsonOption = None) -> None:
 def _add_groups() -> None:
     from .bench.verbs import app as bench
     from .data import app as data
+    from .evaluate_verb import EXAMPLE, evaluate_command
     from .fidelity.verbs import calibrate_command, validate_command
     from .forecast import app as forecast
 
+    app.command("evaluate", epilog=EXAMPLE)(evaluate_command)
     app.command("validate", epilog="Example: llmcluster validate energy-inference grid.csv --json -")(validate_command)
     app.command("calibrate", epilog="Example: llmcluster calibrate energy-inference grid.csv --out figures.toml")(
         calibrate_command

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from ..agents.base import Agent, Task
-from ..agents.registry import CANDIDATES, make_agent
+from ..agents.registry import candidates_of, make_agent, scenario_for
 from ..envs.cluster_env import LLMClusterEnv
 from ..envs.scenario import Scenario
 from ..simulator.errors import InputError
@@ -18,7 +18,7 @@ from .results import Episode, Evaluation
 from .rollout import play
 from .seeds import held_out_seeds
 from .splits import Split
-from .tune import tuned, tuning_episodes
+from .tune import ROUNDS, thinned, tuned, tuning_episodes
 
 
 def check(scenario: Scenario, names: Sequence[str], reference: str | None = None) -> None:
@@ -27,7 +27,7 @@ def check(scenario: Scenario, names: Sequence[str], reference: str | None = None
         raise InputError("agents", f"{','.join(names) or 'none'} given", "Name at least one agent, and each once")
     task = Task.of(LLMClusterEnv(scenario))
     for name in names:
-        if name not in CANDIDATES:
+        if candidates_of(name, task) is None:
             make_agent(name, task)
     titles = dict.fromkeys([*names, *(Path(name).name for name in names)])
     if reference is not None and reference not in titles:
@@ -42,6 +42,7 @@ def evaluate(
     progress: Progress,
     split: Split | None = None,
     warmup_s: int = 120,
+    candidates: int | None = None,
 ) -> tuple[Evaluation, dict[str, str]]:
     """Evaluates agents on common random numbers: every agent meets the same traffic, budgets and start times.
 
@@ -53,6 +54,7 @@ def evaluate(
         progress: Shows how far it is.
         split: A trace cut into three; the scenario's own workload by default.
         warmup_s: Seconds that summaries leave out at the start of each episode.
+        candidates: Tunes hastily: each tuned agent among so many of its candidates, on one validation episode.
 
     Returns:
         The evaluation, and notes: which candidate of a tuned agent was best on validation traffic.
@@ -67,15 +69,22 @@ def evaluate(
     validation = LLMClusterEnv(split.scenario("validation") if split else scenario)
     env = LLMClusterEnv(split.scenario("held_out") if split else scenario)
     warmup_s = min(warmup_s, env.scenario.horizon_s // 4)
-    task, notes = Task.of(env), {}
+    rounds = ROUNDS if candidates is None else (1,)
+    notes: dict[str, str] = {}
     agents: dict[str, Agent] = {}
+    arenas: dict[str, LLMClusterEnv] = {}
     for name in names:
-        if name in CANDIDATES:
-            found = CANDIDATES[name](task)
-            bar = progress.add_task(f"tuning {name}", total=tuning_episodes(len(found)))
-            notes[name], agents[name] = tuned(validation, found, seed, partial(progress.advance, bar))
-        else:
+        # The router that one agent needs is no option of the others.
+        needed = scenario_for(name, env.scenario)
+        arenas[name] = env if needed is env.scenario else LLMClusterEnv(needed)
+        task = Task.of(arenas[name])
+        found = candidates_of(name, task)
+        if found is None:
             agents[name] = make_agent(name, task)
+            continue
+        found = thinned(found, candidates)
+        bar = progress.add_task(f"tuning {name}", total=tuning_episodes(len(found), rounds))
+        notes[name], agents[name] = tuned(validation, found, seed, partial(progress.advance, bar), rounds)
     titles = {name: Path(name).name if Path(name).is_dir() else name for name in agents}
     if len(set(titles.values())) < len(titles):
         titles = {name: name for name in agents}
@@ -84,7 +93,7 @@ def evaluate(
     played: list[Episode] = []
     for name, agent in agents.items():
         for episode_seed in seeds:
-            played.append(play(env, agent, titles[name], episode_seed, warmup_s))
+            played.append(play(arenas[name], agent, titles[name], episode_seed, warmup_s))
             progress.advance(playing)
     foreseen = env.perception.clairvoyant
     clairvoyant = frozenset(titles[n] for n, a in agents.items() if foreseen or getattr(a, "clairvoyant", False))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..agents.base import Agent, Heuristic, Task, View
+from ..agents.base import Agent, Heuristic, Task, View, Watcher
 from ..agents.registry import make_agent
 from ..agents.static import all_on
 from ..envs.actions import ClusterAction
@@ -62,7 +62,7 @@ def record(scenario: Scenario, agent: str, seed: int) -> Telemetry:
     task = Task.of(env)
     actor: Agent = RandomCaps(task, seed) if agent == RANDOM_CAPS else make_agent(agent, task)
     observation, info = env.reset(seed=seed)
-    if isinstance(actor, Heuristic):
+    if isinstance(actor, Watcher):
         actor.watch(env)
     watts, beside = [], []
     start, state, truncated = np.ones(1, bool), None, False

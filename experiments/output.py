@@ -29,6 +29,11 @@ JsonOption = Annotated[
     ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is drawn")]
+ScenarioOption = Annotated[str, typer.Option(help="Name of a scenario, or path of a TOML file")]
+WorkloadOption = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="A trace (or the name of a fetched one) in place of the scenario's own"),
+]
 
 
 FILE_WIDTH = 140

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ class Episode:
         terms: The same by reward term.
         summary: Results after the warm-up, with the queue drained.
         series: Arrays with one value per tick, by the names in :data:`SERIES`.
+        interventions: Decisions that the safety layer changed, by reason; empty without one.
     """
 
     agent: str
@@ -32,6 +33,7 @@ class Episode:
     terms: Mapping[str, float]
     summary: Summary
     series: Mapping[str, NDArray[np.float64]]
+    interventions: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..agents.base import Agent, Heuristic
+from ..agents.base import Agent, Watcher
+from ..agents.safety import Safe
 from ..envs.cluster_env import LLMClusterEnv
 from ..simulator.kernels.state import SERVING
 from .results import SERIES, Episode
@@ -27,7 +28,7 @@ def play(env: LLMClusterEnv, agent: Agent, name: str, seed: int, warmup_s: int =
         What came of it.
     """
     observation, info = env.reset(seed=seed)
-    if isinstance(agent, Heuristic):
+    if isinstance(agent, Watcher):
         agent.watch(env)
     reward, terms = 0.0, dict.fromkeys(info.get("reward_terms", {}), 0.0)
     series: dict[str, list[float]] = {key: [] for key in SERIES}
@@ -61,6 +62,7 @@ def play(env: LLMClusterEnv, agent: Agent, name: str, seed: int, warmup_s: int =
         terms,
         env.plant.summary(warmup_s, env.scenario.horizon_s),
         {k: np.array(v) for k, v in series.items()},
+        dict(agent.interventions) if isinstance(agent, Safe) else {},
     )
 
 

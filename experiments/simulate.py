@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import Progress
 
-from ..agents.base import Heuristic, Task
+from ..agents.base import Task, Watcher
 from ..agents.registry import make_agent
 from ..envs.cluster_env import LLMClusterEnv
 from ..envs.plant import SimulatedPlant
@@ -74,7 +74,7 @@ def simulate(
     slots = [slot.name for slot in env.blueprint.slots]
     with nullcontext() if trace is None else ChromeTrace(trace, slots) as observer:
         observation, info = env.reset(seed=seed, options={"requests": requests, "observer": observer})
-        if isinstance(player, Heuristic):
+        if isinstance(player, Watcher):
             player.watch(env)
         reward, state, truncated = 0.0, None, False
         bar = progress.add_task("simulating", total=scenario.ticks)

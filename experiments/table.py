@@ -211,6 +211,9 @@ def print_table(evaluation: Evaluation, console: Console, seed: int = 0, referen
                 cells.append(Text(mean).append(f"\n{bounds}", style="dim not bold"))
             table.add_row(Text(row.label), *cells, style="bold" if row.best else "")
         console.print(table)
+    for agent, reasons in interventions(evaluation).items():
+        changed = ", ".join(f"{reason} {np.mean(counts):.1f}" for reason, counts in reasons.items())
+        console.print(Text(f"{agent}: decisions an episode that the safety layer changed: {changed}", style="dim"))
     if any(row.clairvoyant for row in lines):
         console.print(Text(CLAIRVOYANT_NOTE, style="dim"))
 
@@ -224,8 +227,9 @@ def as_json(evaluation: Evaluation, seed: int = 0, reference: str | None = None)
         reference: Agent that rewards are compared with; the first one by default.
 
     Returns:
-        ``scenario``, ``workload``, ``seeds``, ``reference``, ``clairvoyant`` (names), ``wall_s``, ``units`` (by metric)
-        and ``agents``: name → metric → ``mean``, ``low``, ``high``, ``per_episode`` (in the order of the seeds).
+        ``scenario``, ``workload``, ``seeds``, ``reference``, ``clairvoyant`` (names), ``wall_s``, ``units`` by metric,
+        ``agents``: name → metric → ``mean``, ``low``, ``high``, ``per_episode`` (in the order of the seeds), and
+        ``interventions`` of the safety layer: name → reason → decisions in each episode.
     """
     reference = reference_of(evaluation, reference)
     return {
@@ -240,7 +244,19 @@ def as_json(evaluation: Evaluation, seed: int = 0, reference: str | None = None)
             row.agent: {c.key: _plain(row.intervals[c.key], row.values[c.key]) for c in COLUMNS}
             for row in rows(evaluation, seed, reference)
         },
+        "interventions": interventions(evaluation),
     }
+
+
+def interventions(evaluation: Evaluation) -> dict[str, dict[str, list[int]]]:
+    """Decisions that the safety layer changed: agent → reason → in each episode; of agents where there were any."""
+    found = {}
+    for agent in evaluation.agents:
+        episodes = evaluation.of(agent)
+        reasons = dict.fromkeys(reason for episode in episodes for reason in episode.interventions)
+        if reasons:
+            found[agent] = {reason: [e.interventions.get(reason, 0) for e in episodes] for reason in reasons}
+    return found
 
 
 def _plain(interval: Interval, per_episode: NDArray[np.float64]) -> dict[str, Any]:

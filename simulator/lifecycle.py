@@ -131,6 +131,19 @@ class Lifecycle:
         if not self._busy[slot]:
             self._wait(slot, self._agenda.now_ps)
 
+    def finish_at(self, slot: int, ready_ps: int) -> None:
+        """Lets the load under way on a slot end at another time: for a state that was read from elsewhere.
+
+        Raises:
+            InputError: The slot does not load, or the time has passed.
+        """
+        status = self._slots["status"][slot]
+        if status != LOADING or ready_ps < self._agenda.now_ps:
+            problem = f"is {STATUS_NAMES[status]} and cannot be ready at {ready_ps} ps"
+            raise InputError(f"slot {slot}", problem, "Choose a slot that loads, and a time to come")
+        self.ready_ps[slot] = ready_ps
+        self._wait(slot, ready_ps)
+
     def reconfigure(self, slot: int, deployment: int) -> None:
         """Lets a slot serve the model of ``deployment`` with it from now on.
 

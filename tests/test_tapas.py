@@ -322,6 +322,16 @@ def test_the_same_episode_gets_the_same_actions_in_any_row_of_a_batch(site: LLMC
     assert (alone.predict(observation, episode_start=np.ones(1, bool))[0] == fresh).all()
 
 
+def test_it_keeps_to_caches_where_the_gateway_can(site: LLMClusterEnv) -> None:
+    scenario = suite.site(30.0)
+    scenario["actions"]["routers"] = ["round-robin", "least-outstanding", "prefix-affinity"]
+    for env, router in ((site, "least-outstanding"), (LLMClusterEnv(scenario), "prefix-affinity")):
+        task = Task.of(env)
+        still, _ = known(task, np.random.default_rng(0))
+        observation, _ = env.reset(seed=0)
+        assert task.codec.decode(Tapas(task, still).predict(observation)[0]).router == router
+
+
 def test_the_proactive_version_acts_on_the_forecast(site: LLMClusterEnv) -> None:
     task = Task.of(site)
     history = profiled(task, episodes=1)

@@ -28,6 +28,11 @@ Part = Literal["place", "route", "reconfigure"]
 PARTS: tuple[Part, ...] = ("place", "route", "reconfigure")
 
 
+ROUTER = "prefix-affinity"
+"""Of the slots that their weights leave open, the one whose cache knows most of the prompt, unless it is far beyond its
+share; where the scenario does not offer that router, least-outstanding stands in for it."""
+
+
 class Tapas(Heuristic):
     """Places, routes and reconfigures by predicted temperature, power and airflow head-room.
 
@@ -74,7 +79,7 @@ class Tapas(Heuristic):
         weight = weights(outlook.need_w, room_w, self._idle_w, steered, last)
         self._weights[view.row] = weight
         action = ClusterAction(
-            router="least-outstanding",
+            router=ROUTER,
             route_weight=weight if "route" in self._parts else np.ones(size),
             cap_w=tdp_w,
             lifecycle=self._lifecycle,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ...agents.offline_optimal.models import Fitted, WorkloadModel, regress, regressors
 from ...agents.offline_optimal.simulated import sweep
+from ...simulator.catalog import Catalog
 from ...simulator.catalog.energy_inference import Regression, load
 from ...simulator.topology import EngineSpec, ServerSpec
 from ...simulator.workload.fitted import load_fit
@@ -85,7 +86,7 @@ def there(data: Path | None, file: Path) -> Path | None:
 def read_grid(data: Path | None) -> list[Row]:
     """The measured queries; none without the data."""
     path = there(data, GRID)
-    return [] if path is None else EnergyInference().read([path])
+    return [] if path is None else EnergyInference().read([path], Catalog.builtin())
 
 
 def by_deployment(rows: Sequence[Row]) -> dict[str, tuple[F64, dict[str, F64]]]:

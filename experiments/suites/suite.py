@@ -33,6 +33,27 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Plot:
+    """A picture of one of a suite's tables.
+
+    Attributes:
+        title: What it shows.
+        table: Title of the table.
+        x: Its column along the axis; numbers, or words for bars.
+        y: Its columns of numbers that are drawn, one line each.
+        by: Column by whose words the rows are told apart: one line for each of them.
+        kind: Whether rows are joined, stand alone as points, or are bars.
+    """
+
+    title: str
+    table: str
+    x: str
+    y: tuple[str, ...]
+    by: str = ""
+    kind: Literal["line", "points", "bars"] = "line"
+
+
+@dataclass(frozen=True)
 class SuiteResult:
     """A suite that was run.
 
@@ -42,6 +63,7 @@ class SuiteResult:
         claims: Its claims.
         tables: Tables by title: rows of equal keys, for people and for JSON.
         assumed: What was assumed where the paper does not say.
+        plots: Pictures of its tables, for the page.
     """
 
     suite: str
@@ -49,3 +71,4 @@ class SuiteResult:
     claims: tuple[Claim, ...]
     tables: Mapping[str, tuple[Mapping[str, str | float], ...]]
     assumed: tuple[str, ...] = field(default=())
+    plots: tuple[Plot, ...] = field(default=())

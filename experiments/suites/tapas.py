@@ -318,7 +318,7 @@ def _judged(runs: Mapping[tuple[str, str], list[Run]], rng: np.random.Generator)
             "stay for minutes: the paper's traces are not public.",
             "Outside air is not chilled, and places in a row differ by 10 K: H100 as they are fitted here throttle "
             "from inlets of about 52 °C on, later than the paper's servers.",
-            f"The forecast-aware version reads `{FORECASTER}`, which was trained on other clusters and without tenants; "
+            f"The forecast-aware version reads `{FORECASTER}`, which was trained on other clusters, without tenants; "
             "where its upper quantile is high, so is the reserve.",
             "Regressions are learnt from three episodes of a profiling controller on seeds of its own, without events.",
         ),
