@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.progress import Progress
 
-from llmcluster import LLMClusterEnv
+from llmcluster import LLMClusterEnv, load_scenario
 from llmcluster.agents.base import Task, View
 from llmcluster.agents.registry import make_agent
 from llmcluster.agents.tapas.allowance import Domain, domains, shared, within
@@ -373,7 +373,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Lets the suite play short days."""
 
     def shorten() -> None:
-        days = {day: {**scenario, "horizon_s": 180} for day, scenario in suite.DAYS.items()}
+        short = {"horizon_s": 180}
+        days = {day: load_scenario(one).model_copy(update=short) for day, one in suite.DAYS.items()}
         monkeypatch.setattr(suite, "DAYS", days)
 
     return shorten
@@ -384,8 +385,8 @@ def test_the_suite_tells_its_claims_by_what_it_measured(short: Callable[[], None
     with Progress(disable=True) as progress:
         result = suite.run(2, 0, progress)
     assert result.suite == "tapas"
-    assert len(result.claims) == 8
-    assert [len(rows) for rows in result.tables.values()] == [6, 3, 3, 3]
+    assert len(result.claims) == 9
+    assert [len(rows) for rows in result.tables.values()] == [6, 3, 3, 3, 3]
     for rows in result.tables.values():
         assert rows[0]["agent"] == suite.OBLIVIOUS
         assert all(float(row["TTFT p99, s"]) > 0 for row in rows)

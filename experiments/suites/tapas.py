@@ -98,11 +98,13 @@ COOLING = {
     "ramp_s": 20,
 }
 MILD, HOT, FEED_FAILS, COOLING_FAILS = "Mild day", "Hot day", "Power feed fails", "Cooling fails"
-DAYS: Mapping[str, dict[str, Any]] = {
+BOTH_FAIL = "Both fail at one row of 14B models"
+DAYS: Mapping[str, dict[str, Any] | str] = {
     MILD: site(30.0),
     HOT: site(41.0),
     FEED_FAILS: site(30.0, FEED),
     COOLING_FAILS: site(30.0, COOLING),
+    BOTH_FAIL: "emergency",
 }
 
 OBLIVIOUS, TAPAS, FORECAST = "least-outstanding", "tapas", "tapas-forecast"
@@ -134,6 +136,7 @@ class Run:
         trips: Breakers that opened.
         ttft_s: p99 of the time to first token.
         tpot_s: p99 of the time per output token.
+        quality: Mean score of the models that answered.
     """
 
     thermal: float
@@ -142,6 +145,7 @@ class Run:
     trips: float
     ttft_s: float
     tpot_s: float
+    quality: float
 
 
 def run(episodes: int, seed: int, progress: Progress) -> SuiteResult:
@@ -182,6 +186,7 @@ def _played(env: LLMClusterEnv, agent: Agent, name: str, seed: int) -> Run:
         trips=float(summary.trips),
         ttft_s=summary.ttft_s.p99,
         tpot_s=summary.tpot_s.p99,
+        quality=summary.quality,
     )
 
 
@@ -234,13 +239,14 @@ def _judged(runs: Mapping[tuple[str, str], list[Run]], rng: np.random.Generator)
 
     def trips(day: str) -> Claim:
         tripped, others = mean_interval(of(day, TAPAS, "trips"), rng), of(day, OBLIVIOUS, "trips").mean()
+        rode_through: Verdict = "reproduced" if others else "partly"
         return Claim(
             f"{day}: breakers that trip, an episode",
             "none: it rides through failures",
             tripped,
             "breakers",
-            "reproduced" if tripped.mean == 0 else "partly" if tripped.mean < others else "not reproduced",
-            f"Without control {others:.1f}.",
+            rode_through if tripped.mean == 0 else "partly" if tripped.mean < others else "not reproduced",
+            f"Without control {others:.1f}." if others else "Nothing trips without control either: it shows little.",
         )
 
     heat, power = cut(HOT, "thermal"), cut(MILD, "power_s")
@@ -301,6 +307,7 @@ def _judged(runs: Mapping[tuple[str, str], list[Run]], rng: np.random.Generator)
         ),
         trips(FEED_FAILS),
         trips(COOLING_FAILS),
+        trips(BOTH_FAIL),
     )
     tables = {
         f"{day}: p99 latencies, and mean events and seconds an episode": tuple(
@@ -337,6 +344,7 @@ def _line(name: str, own: list[Run], others: list[Run], rng: np.random.Generator
         ("trips", "breakers tripped"),
         ("ttft_s", "TTFT p99, s"),
         ("tpot_s", "TPOT p99, s"),
+        ("quality", "quality"),
     ):
         line[title] = float(column(own, figure).mean())
     for figure, title in (("ttft_s", "Δ TTFT, s"), ("tpot_s", "Δ TPOT, s")):
