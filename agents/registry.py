@@ -22,6 +22,7 @@ from .proactive import FollowPower, ForecastLoad
 from .safety import PREFIX, Safe
 from .scaling import Clairvoyant, FollowLoad, tuned_over
 from .static import LeastOutstanding, PowerOfTwo, PrefixAffinity, Random, RoundRobin, UniformCap
+from .tapas.controller import ForecastTapas, Tapas
 
 AGENTS: dict[str, Callable[[Task], Agent]] = {
     "random": Random,
@@ -41,6 +42,8 @@ AGENTS: dict[str, Callable[[Task], Agent]] = {
     "clairvoyant": Clairvoyant,
     "pals": Pals,
     "pals-forecast": PalsForecast,
+    "tapas": Tapas,
+    "tapas-forecast": ForecastTapas,
 }
 """Agents that need nothing but the task. Add your own here, or pass any object with ``predict`` to the evaluator."""
 

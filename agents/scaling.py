@@ -26,19 +26,22 @@ CAPACITY_BATCH = 48
 
 def capacity_requests_per_s(task: Task, prompt_tokens: float, output_tokens: float) -> NDArray[np.float64]:
     """Requests per second that each slot sustains at a well-filled batch, from its cost tables (R,)."""
+    held = [deployment_requests_per_s(task, int(d), prompt_tokens, output_tokens) for d in task.blueprint.initial]
+    return np.array(held)
+
+
+def deployment_requests_per_s(task: Task, d: int, prompt_tokens: float, output_tokens: float) -> float:
+    """Requests per second that a deployment sustains at a well-filled batch, from its cost tables."""
     records, cost = task.blueprint.tables.deployments, task.blueprint.tables.cost
-    capacity = np.empty(len(task.fleet))
     longest = cost.shape[2] - 1
     prompt, batch = min(int(prompt_tokens), longest), min(CAPACITY_BATCH, task.fleet.max_num_seqs, longest)
-    for r, d in enumerate(task.blueprint.initial):
-        cached = batch * (prompt_tokens + output_tokens / 2)
-        host = records["step_ps"][d] + records["sequence_ps"][d] * batch
-        memory = cost[d, MEMORY, batch] + records["state_ps"][d] * batch + records["kv_read_ps"][d] * cached
-        gaps = records["gap_ps"][d] + records["sample_ps"][d] * batch + cost[d, LINK, batch]
-        step = host + gaps + max(cost[d, COMPUTE, batch], memory)
-        prefill = cost[d, COMPUTE, prompt] * prompt_tokens / max(prompt, 1)
-        capacity[r] = PS_PER_S / (output_tokens * step / batch + prefill)
-    return capacity
+    cached = batch * (prompt_tokens + output_tokens / 2)
+    host = records["step_ps"][d] + records["sequence_ps"][d] * batch
+    memory = cost[d, MEMORY, batch] + records["state_ps"][d] * batch + records["kv_read_ps"][d] * cached
+    gaps = records["gap_ps"][d] + records["sample_ps"][d] * batch + cost[d, LINK, batch]
+    step = host + gaps + max(cost[d, COMPUTE, batch], memory)
+    prefill = cost[d, COMPUTE, prompt] * prompt_tokens / max(prompt, 1)
+    return float(PS_PER_S / (output_tokens * step / batch + prefill))
 
 
 class FollowLoad(Heuristic):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 SUITES: dict[str, str] = {
+    "tapas": "tapas:run",
     "offline-optimal": "offline_optimal:run",
     "pals": "pals:run",
 }
