@@ -209,6 +209,17 @@ def test_the_least_power_that_meets_the_target_is_chosen() -> None:
     assert chosen(1e9, 1000) == [3, 3], "out of reach: as much as there is"
 
 
+@pytest.mark.parametrize("caps", [3, 7, 10, 17])
+def test_straight_stretches_are_climbed_step_by_step(caps: int) -> None:
+    rough = replace(made_table([[0.1], [0.7], [1.1]], [[100], [200], [300]]), cap_w=np.array([100.0, 200.0, 300.0]))
+    ladder = Ladder.of(rough.refined(np.linspace(100, 300, caps), np.array([1])), 1.0)
+    assert len(ladder.cap_w) == caps
+    for budget_w in np.linspace(100, 300, 23):
+        limits = [Limit(np.ones(1, bool), budget_w)]
+        (step,) = allocate([ladder], np.zeros(1, np.int64), np.array([9.0]), np.zeros(1, bool), limits, 1.0)
+        assert step == np.searchsorted(ladder.peak_w, budget_w + 1e-9) - 1
+
+
 def test_where_requests_always_wait_it_is_the_most_tokens_per_joule() -> None:
     assert chosen(0, 1000, endless=True) == [2, 2]
     assert chosen(185, 1000, endless=True) == [3, 2]
@@ -301,10 +312,10 @@ def test_power_that_differs_from_the_tables_is_learned_within_bounds() -> None:
 
 
 def test_it_serves_the_same_with_fewer_joules(tiny: Tiny) -> None:
-    env = LLMClusterEnv(busy(tiny, 20.0, horizon_s=300))
+    env = LLMClusterEnv(busy(tiny, 20.0, horizon_s=400))
     task = Task.of(env)
-    free = play(env, Constant(task, all_on(task, "least-outstanding")), "", seed=1, warmup_s=100).summary
-    mine = play(env, Pals(task), "", seed=1, warmup_s=100).summary
+    free = play(env, Constant(task, all_on(task, "least-outstanding")), "", seed=1, warmup_s=200).summary
+    mine = play(env, Pals(task), "", seed=1, warmup_s=200).summary
     assert mine.output_tokens == free.output_tokens
     assert mine.slo_attainment > 0.98
     assert mine.energy_j < 0.8 * free.energy_j

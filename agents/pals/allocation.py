@@ -116,7 +116,8 @@ def allocate(
             continue
         reached[model[r]] += ladder.tokens_per_s[0]
         room_w -= _share(limits, r) * ladder.peak_w[0] * scale
-        slopes = np.diff(ladder.tokens_per_s) / np.diff(ladder.power_w)
+        # On a straight stretch rounding must not let a step come before the one below it.
+        slopes = np.minimum.accumulate(np.diff(ladder.tokens_per_s) / np.diff(ladder.power_w))
         climbs += [(-slope, r, k) for k, slope in enumerate(slopes.tolist(), 1)]
     for _, r, k in sorted(climbs):
         ladder, m = ladders[r], model[r]

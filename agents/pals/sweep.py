@@ -18,10 +18,10 @@ from ...simulator.workload.lengths import Lengths
 from ...simulator.workload.table import RequestTable
 from .table import PowerTable, Seconds
 
-WARM_UP_S, MEASURED_S = 150, 400
+WARM_UP_S, MEASURED_S = 150, 300
 """The batches fill with prompts first, which takes the largest at the lowest cap longest."""
 REQUESTS_PER_SLOT = 256
-MOST_LEVELS = 7
+MOST_LEVELS = 9
 """Caps and batches that are run; what lies between them is interpolated."""
 SEED = 2026
 """Lengths are drawn afresh for the sweep: it knows how long requests are like to be, not those that will come."""
