@@ -6,7 +6,7 @@ STEPS ?= 100000
 DEMO := runs/demo$(if $(WORKLOAD),-$(shell printf %s "$(WORKLOAD)" | cksum | cut -d ' ' -f 1))
 TRACE := $(if $(WORKLOAD),--workload "$(WORKLOAD)")
 
-.PHONY: claims forecaster help demo install install-dev test test-all lint format type docs fidelity artefacts clean
+.PHONY: claims forecaster forecasts worth help demo install install-dev test test-all lint format type docs fidelity artefacts clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -58,8 +58,14 @@ fidelity: install-dev  ## Rebuild docs/fidelity.md: validate every measured sour
 claims: install-dev  ## Rebuild docs/claims.md: try what published systems claim
 	$(BIN)/python -m llmcluster.experiments.write_claims
 
-forecaster: install-dev  ## Train the shipped forecaster anew: after any change of the physics (takes some minutes)
+forecaster: install-dev  ## Train the shipped forecaster anew and measure docs/forecasting.md, after any change of the physics (some minutes)
 	$(BIN)/python -m llmcluster.experiments.write_artefacts
+
+worth: install-dev  ## Measure anew what forecasts are worth to a controller, in docs/forecasting.md (some minutes)
+	$(BIN)/python -m llmcluster.experiments.write_forecast_value
+
+forecasts: install-dev  ## Measure all models on the published series anew (needs LLMCLUSTER_DATA; takes half an hour)
+	$(BIN)/python -m llmcluster.experiments.write_forecast_scores
 
 artefacts: install-dev  ## Refit the shipped figures and rerun docs/results.md (needs LLMCLUSTER_DATA; takes half an hour)
 	$(BIN)/python -m llmcluster.experiments.fit_workload $${LLMCLUSTER_DATA:-../shared/data}/azure_llm_2023/*_conv.csv \

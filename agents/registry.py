@@ -9,10 +9,15 @@ from pathlib import Path
 from ..envs.actions import ALL_ROUTERS
 from ..envs.scenario import Scenario
 from ..simulator.errors import InputError
-from . import best_constant, proactive
+from . import best_constant, greedy_energy, proactive
 from .base import Agent, Task
 from .budget_caps import ForecastCap, ProportionalCap
+from .greedy_energy import GreedyEnergy
 from .mpc import Mpc
+from .offline_optimal import agent as offline_optimal
+from .offline_optimal.agent import OfflineOptimal
+from .pals.controller import Pals
+from .pals.forecast import PalsForecast
 from .proactive import FollowPower, ForecastLoad
 from .safety import PREFIX, Safe
 from .scaling import Clairvoyant, FollowLoad, tuned_over
@@ -29,9 +34,13 @@ AGENTS: dict[str, Callable[[Task], Agent]] = {
     "forecast-cap": ForecastCap,
     "follow-load": FollowLoad,
     "follow-power": FollowPower,
+    "greedy-energy": GreedyEnergy,
+    "offline-optimal": OfflineOptimal,
     "forecast-load": ForecastLoad,
     "mpc": Mpc,
     "clairvoyant": Clairvoyant,
+    "pals": Pals,
+    "pals-forecast": PalsForecast,
 }
 """Agents that need nothing but the task. Add your own here, or pass any object with ``predict`` to the evaluator."""
 
@@ -39,6 +48,8 @@ CANDIDATES: dict[str, Callable[[Task], Mapping[str, Agent]]] = {
     "best-constant": best_constant.candidates,
     "follow-load": partial(tuned_over, FollowLoad),
     "follow-power": proactive.candidates,
+    "greedy-energy": greedy_energy.candidates,
+    "offline-optimal": offline_optimal.candidates,
     "forecast-load": partial(tuned_over, ForecastLoad),
     "clairvoyant": partial(tuned_over, Clairvoyant),
 }

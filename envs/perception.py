@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -12,11 +11,15 @@ import numpy as np
 from ..forecaster import FORECASTERS, QUANTILES, TARGETS, WEIGHTS, Forecaster, make_forecaster
 from ..forecaster.targets import HORIZONS_S, LONGEST_S
 from ..simulator.errors import InputError
+from ..simulator.kernels.state import SERVING, SLEEPING
 from .plant import SimulatedPlant
 from .telemetry import F64, Fleet, Telemetry
 
 ORACLE = "oracle"
-READ = ("running", "waiting", "prompt_tokens", "output_tokens", "cap_w", "temperature_c")
+READ = (
+    *("running", "waiting", "prompt_tokens", "output_tokens", "cap_w", "temperature_c", "kv_used", "serving", "asleep"),
+    *("ready_in_s", "route_weight", "arrivals", "arriving_tokens", "budget_w", "budget_in_60s_w", "slots"),
+)
 """Covariates that are metered in the loop."""
 
 
@@ -72,7 +75,9 @@ class Metered:
 
     def forecast(self, plant: SimulatedPlant, now: Telemetry) -> F64:
         """See :class:`Perception`; a slot that has never been read is forecast to draw nothing."""
-        return np.nan_to_num(self.forecaster.update(power_w(now), covariates(now, self.forecaster.covariates)))
+        names = self.forecaster.covariates
+        watts = self.forecaster.update(power_w(now), readings(now) if names else None)
+        return np.where(np.isnan(watts), 0.0, watts)
 
     def save_state(self) -> dict[str, Any]:
         """See :class:`Perception`."""
@@ -146,26 +151,37 @@ def scales_w(fleet: Fleet) -> F64:
 
 def power_w(now: Telemetry) -> F64:
     """Metered power of the slots and of all together, (n, R + 1)."""
-    return np.column_stack([now.power_w, now.power_w.sum(axis=1)])
+    watts = np.empty((len(now.power_w), now.power_w.shape[1] + 1))
+    watts[:, :-1] = now.power_w
+    now.power_w.sum(axis=1, out=watts[:, -1])
+    return watts
 
 
-def covariates(now: Telemetry, names: Iterable[str]) -> dict[str, F64]:
-    """What else is known of the seconds of a tick, (n, R + 1): readings belong to its last second.
+def readings(now: Telemetry) -> dict[str, F64]:
+    """What else is known at the end of a tick, (R + 1,) by the names of :data:`READ`.
 
     The whole is told as its average slot, so that its figures are alike in clusters of any size.
     """
-    readings = {
-        "running": now.running,
-        "waiting": now.waiting,
-        "prompt_tokens": now.prompt_tokens_per_s,
-        "output_tokens": now.output_tokens_per_s,
-        "cap_w": now.cap_w,
-        "temperature_c": now.temperature_c,
-    }
+    slots = len(now.cap_w)
+    shared = np.array([now.arrivals_per_s, now.arriving_tokens_per_s, now.budget_w[0], now.budget_w[-1]]) / slots
+    own = (
+        *(now.running, now.waiting, now.prompt_tokens_per_s, now.output_tokens_per_s, now.cap_w, now.temperature_c),
+        *(now.kv_used, now.status == SERVING, now.status == SLEEPING, now.ready_in_s, now.route_weight),
+    )
+    told = np.ones((len(READ), slots + 1))
+    told[: len(own), :-1] = own
+    told[: len(own), -1] = told[: len(own), :-1].sum(axis=1) / slots
+    told[len(own) : -1] = shared[:, None]
+    told[-1, -1] = slots
+    return dict(zip(READ, told, strict=True))
+
+
+def covariates(now: Telemetry) -> dict[str, F64]:
+    """The same as rows of the seconds of a tick, (n, R + 1): :func:`readings` belong to its last second."""
     found = {}
-    for name in names:
-        found[name] = np.full((len(now.power_w), len(now.cap_w) + 1), np.nan)
-        found[name][-1, :-1], found[name][-1, -1] = readings[name], readings[name].mean()
+    for name, values in readings(now).items():
+        found[name] = np.full((len(now.power_w), len(values)), np.nan)
+        found[name][-1] = values
     return found
 
 

@@ -83,7 +83,7 @@ class Scenario(Spec):
     actions: ActionSpec = ActionSpec()
     reward: RewardSpec = RewardSpec()
     forecaster: str = Field(
-        default="persistence",
+        default="gru",
         description="`none`, `persistence`, `gru`, `oracle` (clairvoyant), or a file of weights, `.safetensors`.",
     )
     source: str = Field(default="scenario", exclude=True, description="Where it was read from, for messages.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,13 +115,35 @@ def backtest(
     if not folds:
         raise InputError("--test", "no series to judge on", "Give at least one file")
     losses = {name: _losses(name, folds, seed, tick, settings) for name in dict.fromkeys([*NAIVE, *models])}
-    judged = next(iter(losses.values())).count
-    if not judged.sum():
+    if not next(iter(losses.values())).count.any():
         sources = ", ".join(dict.fromkeys(fold.test.source for fold in folds))
         raise InputError(sources, "no minute without a gap to judge forecasts on", "Give two minutes or more")
+    return {**scored(losses, models, seed, block_s), "autocorrelation": _autocorrelations(folds)}
+
+
+def scored(losses: Mapping[str, Losses], models: Sequence[str], seed: int, block_s: int = BLOCK_S) -> dict[str, Any]:
+    """Figures of models with their intervals, out of the losses of the same seconds.
+
+    Args:
+        losses: By model, all naive ones among them; some forecasts are judged.
+        models: Names of the models to report.
+        seed: Seed of the bootstrap.
+        block_s: Its block.
+
+    Returns:
+        What :func:`backtest` returns, but for autocorrelations.
+    """
+    judged = next(iter(losses.values())).count
     errors = {name: figures(loss) for name, loss in losses.items()}
-    best = [min(NAIVE, key=lambda name: errors[name]["mae_w"][k]) for k in range(len(TARGETS))]
-    reference = np.stack([losses[name].absolute[:, k] for k, name in enumerate(best)], axis=1)
+    best, sharpest = (
+        [min(NAIVE, key=lambda name: errors[name][figure][k]) for k in range(len(TARGETS))]
+        for figure in ("mae_w", "pinball_w")
+    )
+    reference = np.stack(
+        [losses[name].absolute[:, k] for k, name in enumerate(best)]
+        + [losses[name].pinball[:, k] for k, name in enumerate(sharpest)],
+        axis=1,
+    )
     rng = np.random.default_rng(seed)
     rows = {name: _rows(losses[name], reference, errors[name], rng, block_s) for name in models}
     return {
@@ -135,12 +157,21 @@ def backtest(
         "seed": seed,
         "block_s": block_s,
         "level": LEVEL,
-        "autocorrelation": _autocorrelations(folds),
     }
 
 
 def _losses(name: str, folds: Sequence[Fold], seed: int, tick: Tick, settings: TrainSettings | None) -> Losses:
     parts: list[Losses] = []
+    for fold, model in fitted(name, folds, seed, settings):
+        parts.append(model.backtest(fold.test, fold.first_s, fold.last_s))
+        tick()
+    return Losses.joined(parts)
+
+
+def fitted(
+    name: str, folds: Sequence[Fold], seed: int, settings: TrainSettings | None = None
+) -> Iterator[tuple[Fold, Model]]:
+    """Each fold with a model that is fitted for it: anew only where the training is another one than before."""
     model: Model | None = load_model(Path(name))[0] if name.endswith(WEIGHTS) else None
     fixed = model is not None
     for i, fold in enumerate(folds):
@@ -149,15 +180,16 @@ def _losses(name: str, folds: Sequence[Fold], seed: int, tick: Tick, settings: T
             if settings is not None and isinstance(model, Learned):
                 model.settings = settings
             model.fit(fold.train, np.random.default_rng(seed))
-        parts.append(model.backtest(fold.test, fold.first_s, fold.last_s))
-        tick()
-    return Losses.joined(parts)
+        yield fold, model
 
 
 def _rows(
     losses: Losses, reference: Floats, errors: Mapping[str, Floats], rng: np.random.Generator, block_s: int
 ) -> dict[str, dict[str, Any]]:
-    """Figures with their intervals by target, the reference being the absolute error of the best naive model."""
+    """Figures with their intervals by target.
+
+    The reference (T, 8) is the absolute error, then the pinball loss, of the naive model that has the least of it.
+    """
     columns = (losses.count, losses.absolute, losses.squared, losses.pinball, losses.covered, reference)
     sums = resampled_sums(np.concatenate(columns, axis=1), block_s, RESAMPLES, rng)
     sums = sums[sums[:, 0] > 0]  # of a series full of gaps a resample may hold nothing else
@@ -168,9 +200,15 @@ def _rows(
         "rmse_w": np.sqrt(squared),
         "pinball_w": pinball,
         "coverage_80": covered,
-        "skill": _skill(absolute, by_reference),
+        "skill": _skill(absolute, by_reference[:, : len(TARGETS)]),
+        "pinball_skill": _skill(pinball, by_reference[:, len(TARGETS) :]),
     }
-    values = {**errors, "skill": _skill(losses.absolute.sum(axis=0), reference.sum(axis=0))}
+    by_median, by_quantiles = np.split(reference.sum(axis=0), 2)
+    values = {
+        **errors,
+        "skill": _skill(losses.absolute.sum(axis=0), by_median),
+        "pinball_skill": _skill(losses.pinball.sum(axis=0), by_quantiles),
+    }
     bounds = {name: interval(found, LEVEL) for name, found in spread.items()}
     return {
         target: {

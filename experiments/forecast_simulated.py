@@ -17,6 +17,8 @@ from ..envs.scenario import Scenario
 from ..forecaster.telemetry import Telemetry
 
 RANDOM_CAPS = "random-caps"
+WHOLE = "cluster"
+"""Name of the channel that is the sum of all slots."""
 CHANGES = 0.2
 """Chance that a slot's cap is drawn anew in a tick."""
 
@@ -69,10 +71,10 @@ def record(scenario: Scenario, agent: str, seed: int) -> Telemetry:
         start = np.zeros(1, bool)
         observation, _, _, truncated, info = env.step(action)
         watts.append(power_w(env.telemetry))
-        beside.append(covariates(env.telemetry, READ))
+        beside.append(covariates(env.telemetry))
     return Telemetry(
         np.concatenate(watts),
-        (*env.fleet.slots, "cluster"),
+        (*env.fleet.slots, WHOLE),
         covariates={name: np.concatenate([part[name] for part in beside]) for name in READ},
         scale_w=scales_w(env.fleet),
         source=f"{scenario.name}/{agent}/{seed}",

@@ -11,7 +11,7 @@ import numpy as np
 from ..forecaster.base import TARGETS
 from ..forecaster.frames import CALIBRATION, FIT, SHARES, VALIDATION, parts_of
 from ..forecaster.losses import Losses, figures
-from ..forecaster.models import Model, make_model
+from ..forecaster.models import HeldOut, Model, make_model
 from ..forecaster.models.learned import Learned, TrainSettings
 from ..forecaster.targets import LONGEST_S
 from ..forecaster.telemetry import Telemetry
@@ -23,7 +23,13 @@ Progress = Callable[[int, int, int, float], None]
 
 
 def train(
-    name: str, series: Sequence[Telemetry], seeds: Sequence[int], settings: TrainSettings, out: Path, progress: Progress
+    name: str,
+    series: Sequence[Telemetry],
+    seeds: Sequence[int],
+    settings: TrainSettings,
+    out: Path,
+    progress: Progress,
+    held_out: HeldOut | None = None,
 ) -> dict[str, Any]:
     """Fits a model once per seed and writes the best as ``NAME.safetensors`` and its card as ``NAME.json``.
 
@@ -36,10 +42,12 @@ def train(
         settings: How networks are trained.
         out: Folder; made if missing.
         progress: Told how far it is.
+        held_out: Series to validate and to calibrate on, if not on parts of the others.
 
     Returns:
         The card: data, split, settings, seeds and figures, as plain values.
     """
+    parts = _parts(series, held_out)
     out.mkdir(parents=True, exist_ok=True)
     fitted: list[tuple[float, int, Model]] = []
     for seed in seeds:
@@ -48,8 +56,8 @@ def train(
             model.settings = settings
             model.checkpoint = out / f"{name}-{seed}.checkpoint"
             model.progress = lambda done, of, best, seed=seed: progress(seed, done, of, best)
-        model.fit(series, np.random.default_rng(seed))
-        loss_w = float(figures(_part(model, series, VALIDATION))["pinball_w"].mean())
+        model.fit(series, np.random.default_rng(seed), held_out)
+        loss_w = float(figures(_losses(model, parts["validation"]))["pinball_w"].mean())
         fitted.append((loss_w, seed, model))
     _, seed, best = min(fitted, key=lambda row: row[:2])
     card = {
@@ -66,28 +74,37 @@ def train(
             }
             for t in series
         ],
-        "split": {"fit": SHARES[0], "validation": SHARES[1], "calibration": 1 - sum(SHARES), "gap_s": LONGEST_S},
+        "split": {"fit": SHARES[0], "validation": SHARES[1], "calibration": 1 - sum(SHARES), "gap_s": LONGEST_S}
+        if held_out is None
+        else {"fit": len(series), "validation": len(held_out.validation), "calibration": len(held_out.calibration)},
         "settings": vars(settings) if isinstance(best, Learned) else {},
-        "figures": {part: _figures(best, series, which) for part, which in PARTS.items()},
+        "figures": {part: _figures(best, stretches) for part, stretches in parts.items()},
     }
     save_model(best, out / f"{name}.safetensors", card)
     write_json(card, str(out / f"{name}.json"))
     return card
 
 
-PARTS = {"fit": FIT, "validation": VALIDATION, "calibration": CALIBRATION}
+Stretch = tuple[Telemetry, int, int]
+"""A series with the first second that is judged, and the one after the last."""
 
 
-def _part(model: Model, series: Sequence[Telemetry], part: int) -> Losses:
-    """Losses on one part of all series."""
-    found = []
-    for telemetry in series:
-        seconds = np.flatnonzero(parts_of(len(telemetry)) == part)
-        if len(seconds):
-            found.append(model.backtest(telemetry, int(seconds[0]), int(seconds[-1]) + 1))
-    return Losses.joined(found)
+def _parts(series: Sequence[Telemetry], held_out: HeldOut | None) -> dict[str, list[Stretch]]:
+    """What is fitted, chosen and calibrated on."""
+    if held_out is not None:
+        sets = {"fit": series, "validation": held_out.validation, "calibration": held_out.calibration}
+        return {part: [(t, LONGEST_S, len(t)) for t in those] for part, those in sets.items()}
+    found: dict[str, list[Stretch]] = {}
+    for part, which in {"fit": FIT, "validation": VALIDATION, "calibration": CALIBRATION}.items():
+        own = [(t, np.flatnonzero(parts_of(len(t)) == which)) for t in series]
+        found[part] = [(t, int(seconds[0]), int(seconds[-1]) + 1) for t, seconds in own if len(seconds)]
+    return found
 
 
-def _figures(model: Model, series: Sequence[Telemetry], part: int) -> dict[str, dict[str, float]]:
-    values = figures(_part(model, series, part))
+def _losses(model: Model, stretches: Sequence[Stretch]) -> Losses:
+    return Losses.joined([model.backtest(telemetry, first, last) for telemetry, first, last in stretches])
+
+
+def _figures(model: Model, stretches: Sequence[Stretch]) -> dict[str, dict[str, float]]:
+    values = figures(_losses(model, stretches))
     return {target: {name: float(row[k]) for name, row in values.items()} for k, target in enumerate(TARGETS)}

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,8 @@ Progress = Callable[[int, int, float], None]
 """Called after each pass with its number, how many there may be, and the validation loss."""
 Views = Sequence[tuple[Floats, Floats]]
 
+TOGETHER = 8
+"""Frames of equal length that are validated at once."""
 WARM_UP_S = 32
 """Seconds at the beginning of a window that only serve as history."""
 LONGEST_GRADIENT = 1.0
@@ -55,7 +58,8 @@ def train(model: Learned, frames: Sequence[Frame], views: Views, rng: np.random.
     seed = int(rng.integers(2**63 - 1))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = Network(model.core(model.features, settings.hidden), settings.hidden, views[0][1].shape[-1])
+        core = model.core(model.features, settings.hidden)
+        network = Network(core, settings.hidden, model.features, views[0][1].shape[-1], settings.stride_s)
     network.to(device)
     run = _Run(network, model, _Windows(frames, views, model, FIT, device), seed)
     run.resume()
@@ -87,7 +91,7 @@ class _Windows:
     def __init__(self, frames: Sequence[Frame], views: Views, model: Learned, part: int, device: torch.device) -> None:
         self._series: list[tuple[Tensor, Tensor, Tensor]] = []
         self._starts: list[tuple[int, int, int]] = []
-        self._length = model.settings.window_s
+        self._length, self._stride = model.settings.window_s, model.settings.stride_s
         mean, deviation = model.weights["power_mean"], model.weights["power_deviation"]
         for frame, (inputs, levels) in zip(frames, views, strict=True):
             rows = frame.rows(part)
@@ -123,6 +127,7 @@ class _Windows:
             index, start, channel = self._starts[which]
             series = self._series[index]
             start = max(min(start + int(shift), len(series[0]) - self._length), 0)
+            start -= start % self._stride  # covariates that come once a tick are as fresh as in the loop
             for out, values, filling in zip(rows, series, (0.0, 0.0, float("nan")), strict=True):
                 part = values[start : start + self._length, channel]
                 if len(part) < self._length:
@@ -141,11 +146,15 @@ class _Windows:
         """Mean pinball loss over whole series, in deviations of training."""
         total, count = 0.0, 0
         network.eval()
-        for inputs, levels, truth in self._series:
-            known = int((~torch.isnan(truth[..., 0])).sum())
-            if known:
-                quantiles = network(inputs.transpose(0, 1), levels.transpose(0, 1)).transpose(0, 1)
-                total += float(pinball(quantiles, truth)) * known
+        judged = [series for series in self._series if not torch.isnan(series[2]).all()]
+        judged.sort(key=lambda series: len(series[0]))
+        for _, alike in groupby(judged, key=lambda series: len(series[0])):
+            group = list(alike)
+            for first in range(0, len(group), TOGETHER):
+                some = group[first : first + TOGETHER]
+                inputs, levels, truth = (torch.cat(parts, dim=1).transpose(0, 1) for parts in zip(*some, strict=True))
+                known = int((~torch.isnan(truth[..., 0])).sum())
+                total += float(pinball(network(inputs, levels), truth)) * known
                 count += known
         return total / count
 
@@ -177,10 +186,12 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * 0.5 * (1 + np.cos(np.pi * self.epoch / self.settings.epochs))
         for inputs, levels, truth in self.windows.batches(self.settings.batch, rng):
-            if torch.isnan(truth[..., 0]).all():
+            # Forecasts of neighbouring seconds say much the same: one in each stride is enough, another one each time.
+            judged = slice(int(rng.integers(self.settings.stride_s)), None, self.settings.stride_s)
+            if torch.isnan(truth[:, judged]).all():
                 continue
             self.optimizer.zero_grad()
-            pinball(self.network(inputs, levels), truth).backward()  # type: ignore[no-untyped-call]
+            pinball(self.network(inputs, levels, judged), truth[:, judged]).backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.network.parameters(), LONGEST_GRADIENT)
             self.optimizer.step()
         self.epoch += 1

@@ -10,10 +10,11 @@ import pytest
 from rich.console import Console
 
 from llmcluster import LLMClusterEnv
-from llmcluster.envs.perception import Metered
+from llmcluster.envs.perception import READ, Metered
 from llmcluster.experiments.forecast_simulated import RANDOM_CAPS, record
 from llmcluster.experiments.write_artefacts import Recipe, summary, write_artefacts
 from llmcluster.forecaster import TARGETS, make_forecaster
+from llmcluster.forecaster.models import NAIVE
 from llmcluster.forecaster.models.learned import TrainSettings
 from llmcluster.forecaster.shipped import path_of
 from llmcluster.forecaster.weights import load_model
@@ -47,8 +48,8 @@ def test_the_card_beside_the_weights_is_the_one_inside() -> None:
     assert {"data", "split", "seeds", "figures", "settings"} <= set(card)
 
 
-def test_the_default_forecaster_of_its_name_is_the_shipped_one() -> None:
-    env = LLMClusterEnv("small", forecaster="gru")
+def test_environments_forecast_with_the_shipped_weights() -> None:
+    env = LLMClusterEnv("small")
     assert isinstance(env.perception, Metered)
     shipped = make_forecaster("gru")
     assert all((env.perception.forecaster.weights[k] == w).all() for k, w in shipped.weights.items())  # type: ignore[attr-defined]
@@ -106,11 +107,21 @@ def test_artefacts_are_made_by_one_call(tmp_path: Path) -> None:
     scenario = tmp_path / "longer.toml"
     text = (path_of("gru").parents[2] / "envs" / "scenarios" / "small.toml").read_text()
     scenario.write_text(text.replace("horizon_s = 300", "horizon_s = 600"))
-    recipe = Recipe((str(scenario),), ("least-outstanding",), 1, (0,), settings)
-    card = write_artefacts(recipe, tmp_path / "tiny.safetensors", Console(quiet=True))
+    recipe = Recipe((str(scenario),), ("least-outstanding",), (), 1, 1, 1, 1, 1, (0,), settings, ("lstm",), 1, settings)
+    card = write_artefacts(recipe, tmp_path / "tiny.safetensors", tmp_path, Console(quiet=True))
     model, inside = load_model(tmp_path / "tiny.safetensors")
     assert inside == card == json.loads((tmp_path / "tiny.json").read_text())
     assert card["physics"] == physics_stamp() and card["data"]["seconds"] == 600
     assert card["test"]["forecasts"] == 3 * (600 - 60 - 60)
     assert len(summary(card)) == 4 and "over" in summary(card)[0]
-    assert set(model.covariates) == {"running", "waiting", "prompt_tokens", "output_tokens", "cap_w", "temperature_c"}
+    assert set(model.covariates) == set(READ)
+    assert card["split"] == {"fit": 1, "validation": 1, "calibration": 1}
+    scores = json.loads((tmp_path / "forecasting" / "simulated.json").read_text())["compare"]["series"]
+    assert scores["all"]["results"]["gru"] == card["test"]["figures"]
+    counts = [scores[title]["forecasts"] for title in ("slots", "clusters", "all")]
+    assert counts == [2 * (600 - 60 - 60), 600 - 60 - 60, card["test"]["forecasts"]]
+    errors = [scores[title]["results"]["gru"]["point_30s"]["mae_w"] for title in ("slots", "clusters", "all")]
+    assert errors[2] == pytest.approx((2 * errors[0] + errors[1]) / 3)
+    page = (tmp_path / "forecasting.md").read_text()
+    assert set(scores["all"]["results"]) == {*NAIVE, "gru", "lstm, trained briefly"}
+    assert "## Simulated telemetry" in page and f"{errors[2]:.2f} W" in page

@@ -19,7 +19,7 @@ from llmcluster.simulator.errors import InputError
 
 DATA = Path(os.environ.get("LLMCLUSTER_DATA", Path(__file__).parents[1] / "../shared/data")) / "vllm_serving"
 measured = pytest.mark.skipif(not DATA.is_dir(), reason="the published telemetry is not under LLMCLUSTER_DATA")
-FIGURES = {"mae_w", "rmse_w", "pinball_w", "coverage_80", "skill"}
+FIGURES = {"mae_w", "rmse_w", "pinball_w", "coverage_80", "skill", "pinball_skill"}
 
 
 def series(power_w: Any, source: str) -> Telemetry:
@@ -120,8 +120,11 @@ def test_every_model_is_judged_and_the_same_seed_gives_the_same() -> None:
     result = backtest(folds, list(NAIVE), seed=3)
     assert set(result["results"]) == set(NAIVE)
     assert result == backtest(folds, list(NAIVE), seed=3)
-    skills = [[result["results"][name][target]["skill"] for name in NAIVE] for target in TARGETS]
-    assert [max(row) for row in skills] == [0] * 4
+    for skill, error in (("skill", "mae_w"), ("pinball_skill", "pinball_w")):
+        for target in TARGETS:
+            rows = [result["results"][name][target] for name in NAIVE]
+            lowest_w = min(row[error] for row in rows)
+            assert [row[skill] for row in rows] == pytest.approx([1 - row[error] / lowest_w for row in rows])
     json.dumps(result, allow_nan=False)
 
 

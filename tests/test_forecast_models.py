@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llmcluster.forecaster.autocorrelation import autocorrelation
 from llmcluster.forecaster.frames import CALIBRATION, FIT, UNUSED, VALIDATION, frame_of, hold, parts_of
 from llmcluster.forecaster.losses import Losses, figures, judge
-from llmcluster.forecaster.models import LEARNED, MODELS, NAIVE, make_model
+from llmcluster.forecaster.models import LEARNED, MODELS, NAIVE, HeldOut, make_model
 from llmcluster.forecaster.models.learned import Learned, TrainSettings
 from llmcluster.forecaster.models.least_squares import Moments
 from llmcluster.forecaster.targets import targets_of
@@ -21,7 +21,7 @@ from llmcluster.forecaster.telemetry import Telemetry
 from llmcluster.simulator.errors import InputError
 
 Values = Any
-QUICK = TrainSettings(hidden=8, epochs=2, window_s=128)
+QUICK = TrainSettings(hidden=8, epochs=2, window_s=128, stride_s=5)
 
 
 def series(power_w: Values, **more: Any) -> Telemetry:
@@ -307,7 +307,7 @@ def test_calibration_mends_intervals_that_training_made_too_narrow() -> None:
     calm, wild = rng.normal(200, 5, 1600), rng.normal(200, 50, 2400)
     whole = series(np.concatenate([calm, wild]))
     model = fitted("training-median", whole.part(0, 2000))  # calm while it is fitted, wild while it is calibrated
-    assert model.weights["widen"][0] > 30
+    assert model.weights["widen"][0, 0] > 30
     assert figures(model.backtest(whole, 2000))["coverage_80"][0] == pytest.approx(0.8, abs=0.05)
     model.weights["widen"][:] = 0
     assert figures(model.backtest(whole, 2000))["coverage_80"][0] < 0.2
@@ -367,7 +367,8 @@ def test_a_network_forecasts_as_it_was_trained(name: str) -> None:
     model = ready(name)
     frame = frame_of(load(np.random.default_rng(21), 300, 3), model.covariates)
     inputs, levels = (torch.tensor(x).transpose(0, 1) for x in model.views(frame))
-    network = Network(model.core(model.features, QUICK.hidden), QUICK.hidden, levels.shape[-1]).double()
+    core = model.core(model.features, QUICK.hidden)
+    network = Network(core, QUICK.hidden, model.features, levels.shape[-1], QUICK.stride_s).double()
     network.load_state_dict({n: torch.tensor(model.weights[n]) for n in network.state_dict()})
     with torch.no_grad():
         whole = network(inputs, levels).transpose(0, 1).numpy()
@@ -428,6 +429,69 @@ def test_training_goes_on_where_it_stopped(tmp_path: Any) -> None:
     for changed in ({"seed": 1}, {"hidden": 12}):
         with pytest.raises(InputError, match="is of another network, data, seed or settings"):
             run(checkpoint, **changed)
+
+
+def test_a_gpu_is_used_where_there_is_one_and_its_lack_is_told() -> None:
+    import torch
+
+    model, train = make_model("gru"), load(np.random.default_rng(25))
+    assert isinstance(model, Learned)
+    model.settings = TrainSettings(hidden=8, epochs=2, window_s=128, device="cuda")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match=r"--device cuda: PyTorch finds no CUDA device\. Use --device cpu"):
+            model.fit([train], np.random.default_rng(0))
+        return
+    model.fit([train], np.random.default_rng(0))
+    alike = make_model("gru")
+    assert isinstance(alike, Learned)
+    alike.settings = TrainSettings(hidden=8, epochs=2, window_s=128)
+    alike.fit([train], np.random.default_rng(0))
+    assert model.predict(train) == pytest.approx(alike.predict(train), rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["gru", "ewma"])
+def test_series_that_are_held_out_are_not_fitted_on(name: str) -> None:
+    rng = np.random.default_rng(26)
+    train, calm, wild = (series(np.abs(rng.normal(200, spread, 900))) for spread in (10, 10, 60))
+    apart, other = make_model(name), make_model(name)
+    for model in (apart, other):
+        if isinstance(model, Learned):
+            model.settings = QUICK
+    apart.fit([train], np.random.default_rng(0), HeldOut((calm,), (wild,)))
+    other.fit([train], np.random.default_rng(0), HeldOut((calm,), (calm,)))
+    assert all(np.array_equal(apart.weights[n], w) for n, w in other.weights.items() if n != "widen")
+    assert (apart.weights["widen"][:, :2] > other.weights["widen"][:, :2] + 30).all()
+    assert figures(apart.backtest(wild, 60))["coverage_80"] == pytest.approx([0.8] * 4, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["gru", "ewma", "ridge-ar"])
+def test_sums_of_slots_are_calibrated_apart(name: str) -> None:
+    rng = np.random.default_rng(28)
+    power = np.abs(rng.normal(200, (60, 10), (3000, 2)))
+    both = series(power, covariates={"slots": np.where(np.arange(2) == 1, 4.0, np.ones((3000, 1)))})
+    model = make_model(name)
+    if isinstance(model, Learned):
+        model.settings = QUICK
+    model.fit([both], np.random.default_rng(0))
+    if not model.reads_covariates:  # it cannot tell them apart
+        assert model.weights["widen"].shape == (1, 4)
+        return
+    assert model.weights["widen"].shape == (2, 4)
+    for channel in both.channels:
+        covered = figures(model.backtest(both.select([channel]), 2400))["coverage_80"]
+        assert covered[:2] == pytest.approx([0.8] * 2, abs=0.02)
+    model.reset(2)
+    last = model.update(power, dict(both.covariates))
+    np.testing.assert_allclose(last, model.predict(both)[-1], rtol=1e-9, atol=1e-5)
+
+
+def test_covariates_of_the_last_second_may_be_given_alone() -> None:
+    model, test = ready("gru"), load(np.random.default_rng(27), 20)
+    late = {name: np.where(np.arange(20)[:, None] == 19, values, np.nan) for name, values in test.covariates.items()}
+    model.reset(2)
+    long = model.update(test.power_w, late)
+    model.reset(2)
+    assert np.array_equal(model.update(test.power_w, {name: values[-1] for name, values in late.items()}), long)
 
 
 def test_forecasting_needs_no_torch() -> None:

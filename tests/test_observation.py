@@ -20,7 +20,7 @@ from llmcluster.forecaster import QUANTILES, TARGETS, NoForecast, Persistence, m
 @pytest.fixture(scope="module")
 def env(everything: dict[str, Any]) -> LLMClusterEnv:
     """All slots at work, after 40 s."""
-    made = LLMClusterEnv(everything)
+    made = LLMClusterEnv(everything, forecaster="persistence")
     made.reset(seed=2)
     for _ in range(4):
         made.last = made.step(np.array([*[3] * 9, 0, 0, 0, 1, 0]))[0]
@@ -172,7 +172,7 @@ def test_observations_carry_the_forecast(env: LLMClusterEnv) -> None:
 
 
 def test_the_zeros_before_the_first_second_are_no_sample(tiny: Callable[..., dict[str, Any]]) -> None:
-    env = LLMClusterEnv(tiny())
+    env = LLMClusterEnv(tiny(), forecaster="persistence")
     first = env.reset(seed=0)[0]["forecast"]
     second = env.step(np.array([*[4] * 4, 0, 0, 1]))[0]["forecast"].reshape(3, 4, 3)
     assert (first == 0).all()

@@ -118,11 +118,15 @@ def test_the_whole_is_told_as_its_average_slot(tiny: Tiny) -> None:
     env.reset(seed=0)
     env.step(KEEP)
     now = env.telemetry
-    told = covariates(now, READ)
+    told = covariates(now)
     assert set(told) == set(READ)
     for values in told.values():
         assert values.shape == (10, 3) and np.isnan(values[:-1]).all() and np.isfinite(values[-1]).all()
     assert told["cap_w"][-1].tolist() == [700.0, 400.0, 550.0]
+    assert told["slots"][-1].tolist() == [1, 1, 2] and told["serving"][-1].tolist() == [1, 1, 1]
+    assert told["budget_in_60s_w"][-1] == pytest.approx(now.budget_w[2] / 2)
+    assert told["arrivals"][-1] == pytest.approx(now.arrivals_per_s / 2)
+    assert told["route_weight"][-1, :2] == pytest.approx(now.route_weight)
     assert told["prompt_tokens"][-1, :2] == pytest.approx(now.prompt_tokens_per_s)
     assert power_w(now)[:, -1] == pytest.approx(now.power_w.sum(axis=1))
 

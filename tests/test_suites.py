@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from llmcluster.experiments import write_claims
 from llmcluster.experiments.statistics import Interval
 from llmcluster.experiments.suites.plots import draw
 from llmcluster.experiments.suites.registry import SUITES
-from llmcluster.experiments.suites.show import measured, suite_names
+from llmcluster.experiments.suites.show import entry, measured, suite_names
 from llmcluster.experiments.suites.suite import Plot
 from llmcluster.tests import toy_suite
 
@@ -62,8 +61,7 @@ def test_an_unknown_suite_is_refused(call: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("name", SUITES)
 def test_listed_suites_can_be_loaded(name: str) -> None:
-    module, _, function = SUITES[name].partition(":")
-    assert callable(getattr(import_module(module), function))
+    assert callable(entry(name))
     assert suite_names(name) == (name,)
 
 

@@ -88,6 +88,31 @@ def test_no_second_knows_of_a_later_reading() -> None:
     assert second_means(time_s, later, grid_s)[5] > 1e5
 
 
+@given(
+    st.lists(st.tuples(st.floats(0.05, 6.0), st.one_of(st.none(), st.floats(50, 700))), min_size=4, max_size=40),
+    st.floats(0.3, 3.0),
+)
+def test_nothing_is_invented(steps: list[tuple[float, float | None]], max_gap_s: float) -> None:
+    """Second by second, by hand: what readings cover, and only from those that lie in it or hold on into it."""
+    time_s = np.round(np.cumsum([0.0, *(step for step, _ in steps)]), 3)
+    watts = np.array([*(np.nan if watt is None else watt for _, watt in steps), 100.0])
+    grid_s = np.arange(np.floor(time_s[-1]) + 2)
+    means = second_means(time_s, watts, grid_s, max_gap_s)
+    for second, mean in enumerate(means):
+        covered_s, joules, there = 0.0, 0.0, []
+        for begin, end, watt in zip(time_s, time_s[1:], watts, strict=False):
+            share = min(end, second + 1) - max(begin, second)
+            if share > 0 and end - begin <= max_gap_s and not np.isnan(watt):
+                covered_s, joules = covered_s + share, joules + watt * share
+                there.append(watt)
+        if abs(covered_s - 0.5) < 1e-6:
+            continue  # rounding decides
+        assert np.isnan(mean) == (covered_s < 0.5), (second, covered_s)
+        if covered_s > 0.5:
+            assert mean == pytest.approx(joules / covered_s)
+            assert min(there) - 1e-6 <= mean <= max(there) + 1e-6
+
+
 def test_counters_rise_by_what_was_read_and_restart_as_a_gap() -> None:
     time_s = np.array([0.0, 0.9, 1.9, 2.9, 3.9, 6.0, 7.0])
     counts = second_counts(time_s, np.array([5.0, 7.0, 7.0, 17.0, 2.0, 9.0, 12.0]), np.arange(8.0))
@@ -215,6 +240,17 @@ def test_nvidia_smi_readings_that_are_not_available_are_gaps(write: Write) -> No
     assert telemetry.warnings == (f"{path}: 1 lines without a reading of power, counted as gaps",)
 
 
+def test_a_pause_of_the_recorder_is_a_gap_of_its_gpu_alone(write: Write) -> None:
+    rows = [f"{stamp(i)}, {gpu}, {100 * gpu + i} W" for i in range(20) for gpu in (0, 1) if gpu or not 5 < i < 12]
+    telemetry = read_telemetry(write("timestamp, index, power.draw [W]", *rows))
+    assert np.flatnonzero(~telemetry.known[:, 0]).tolist() == [5, 6, 7, 8, 9, 10, 11]  # 5 would have to hold for 7 s
+    assert telemetry.known[:, 1].all()
+    assert len(telemetry) == 19  # the grid goes on through the gap
+    everything = read_telemetry(write("timestamp, index, power.draw [W]", *rows), options=Options(max_gap_s=8.0))
+    assert everything.known.all()  # only who allows it has a reading held for so long
+    assert everything.power_w[5:12, 0].tolist() == [5] * 7
+
+
 def test_several_gpus_without_an_index_are_told(write: Write) -> None:
     rows = [f"{stamp(i + gpu * 0.004)}, {100 + gpu} W" for i in range(10) for gpu in (0, 1)]
     assert "query index" in read_telemetry(write("timestamp, power.draw [W]", *rows)).warnings[0]
@@ -260,6 +296,17 @@ def test_clocks_put_back_are_followed_in_their_zone(write: Write) -> None:
         read_telemetry(path)
 
 
+def test_clocks_put_forward_leave_no_gap_in_their_zone(write: Write) -> None:
+    # In Berlin 01:59:59 on 2026-03-29 is followed by 03:00:00.
+    clock = [f"2026/03/29 {hour}" for hour in ("01:59:57", "01:59:58", "01:59:59", "03:00:00", "03:00:01", "03:00:02")]
+    path = write("timestamp, power.draw [W]", *(f"{at}.000, {i} W" for i, at in enumerate(clock)))
+    telemetry = read_telemetry(path, options=Options(zone="Europe/Berlin"))
+    assert telemetry.power_w[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert telemetry.start_s == 1_774_745_997  # 2026-03-29 00:59:57 UTC
+    elsewhere = read_telemetry(path)
+    assert len(elsewhere) == 3605 and elsewhere.known.sum() == 4
+
+
 def test_local_times() -> None:
     stamps = np.array(["2026-07-01T12:00:00.5", "2026-12-01T12:00:00"], "datetime64[us]")
     utc = epoch_s(stamps, "UTC", "")
@@ -300,6 +347,24 @@ def test_pages_of_one_query_are_joined_and_nan_is_a_gap(write: Write) -> None:
     telemetry = read_telemetry(path)
     assert telemetry.known[:, 0].tolist() == [True, True, False, True, True]
     assert telemetry.power_w[3:, 0].tolist() == [4, 5]
+
+
+def test_missing_points_of_a_range_query_are_gaps(write: Write) -> None:
+    name, pairs = dcgm(0, [float(i) for i in range(12)])
+    telemetry = read_telemetry(write(answer((name, pairs[:4] + pairs[8:])), name="holes.json"))
+    assert np.flatnonzero(~telemetry.known[:, 0]).tolist() == [3, 4, 5, 6, 7]
+
+
+def test_a_cut_last_page_is_left_out(write: Write) -> None:
+    name, pairs = dcgm(0, [1, 2, 3, 4, 5, 6])
+    pages = [answer((name, pairs[:4])), answer((name, pairs[3:]))]
+    path = write(pages[0], pages[1][:-20], name="pages.json", end="")
+    telemetry = read_telemetry(path)
+    assert telemetry.power_w[:, 0].tolist() == [1, 2, 3]
+    assert telemetry.warnings == (f"{path}: the last line was cut and is left out",)
+    assert len(read_telemetry(write(*pages, name="whole.json", end=""))) == 5  # no line break, yet whole
+    with pytest.raises(InputError, match="is no JSON"):
+        read_telemetry(write(pages[1][:-20], pages[0], name="torn.json", end=""))  # cut, but not at the end
 
 
 def test_hosts_and_engines_are_told_apart(write: Write) -> None:
@@ -370,6 +435,22 @@ def test_watts_without_time(write: Write) -> None:
     assert len(read_telemetry(path, options=Options(period_s=0.5))) == 6
     with pytest.raises(InputError, match="--period"):
         read_telemetry(path, options=Options(period_s=0.0))
+
+
+def test_a_cut_last_line_of_columns_and_counters_is_left_out(write: Write) -> None:
+    rows = [f"{1_700_000_000 + i},{100 + i}" for i in range(8)]
+    power = write("epoch_s,power_w", *rows, "1700000008,1", end="")
+    counters = write("epoch_s,num_requests_running", *rows, "1700000008,1", name="engine.csv", end="")
+    telemetry = read_telemetry(power, options=Options(engine=counters))
+    assert telemetry.power_w[:, 0].tolist() == telemetry.covariates["running"][:, 0].tolist() == [*range(100, 107)]
+    assert telemetry.warnings == tuple(f"{path}: the last line was cut and is left out" for path in (power, counters))
+    # A whole line whose last reading is empty is a gap, not an error.
+    assert read_telemetry(write("t_s,power_w", "0,1", "1,2", "2,", "3,4", "4,5")).known[:, 0].tolist() == [
+        True,
+        True,
+        False,
+        True,
+    ]
 
 
 def test_the_engine_is_joined_by_the_calendar(write: Write, tmp_path: Path) -> None:

@@ -29,8 +29,9 @@ configurations, because rows of one configuration err together. Rows that cannot
 of which the first 8 bytes of the SHA-256 of the text, as a big-endian integer modulo 10, are below 6. The others are
 **held out**. All rows of one configuration (all its batch sizes, rates or caps) are in the same part. **Left out** is
 each model predicted from figures fitted to the fit rows of the other models, with no factor of its own: what to expect
-of a model that nobody has measured. Beside figures shared by all models on a GPU there are at most two fitted factors
-for a model on a GPU at one parallelism."""
+of a model that nobody has measured. **Without stalls** are those configurations of `mlenergy` in which neither client
+nor server stalls, see the known misses: measured percentiles of small batches tell. Beside figures shared by all models
+on a GPU there are at most two fitted factors for a model on a GPU at one parallelism."""
 
 EXPECTED = """\
 Median errors on the rows of `mlenergy`, by what backs a model on a GPU; `llmcluster simulate` says which it is. In this

@@ -39,9 +39,14 @@ def suite_names(asked: str) -> tuple[str, ...]:
 
 def run_suite(name: str, episodes: int, seed: int, progress: Progress) -> SuiteResult:
     """Loads a suite and runs it."""
+    return entry(name)(episodes, seed, progress)
+
+
+def entry(name: str) -> Run:
+    """The function of a suite."""
     module, _, function = SUITES[name].partition(":")
-    run = cast("Run", getattr(import_module(module), function))
-    return run(episodes, seed, progress)
+    within = module if "." in module else f"{__package__}.{module}"
+    return cast("Run", getattr(import_module(within), function))
 
 
 def measured(interval: Interval, unit: str) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 
 from ...errors import InputError
-from .base import Model
+from .base import HeldOut, Model
 
-__all__ = ["LEARNED", "MODELS", "NAIVE", "Model", "make_model"]
+__all__ = ["LEARNED", "MODELS", "NAIVE", "HeldOut", "Model", "make_model"]
 
 NAIVE: dict[str, str] = {
     "persistence": "persistence:LastValue",

@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import InputError
 from ..base import QUANTILES, TARGETS
-from ..frames import CALIBRATION, FIT, VALIDATION, Floats, Frame, frame_of, frames_of
+from ..frames import CALIBRATION, FIT, UNUSED, VALIDATION, Floats, Frame, frame_of, frames_of
 from ..losses import Losses, judge
+from ..targets import LONGEST_S
 from ..telemetry import COVARIATES, Telemetry
 
+SUMMED = "slots"
+"""Covariate that tells channels that are sums of several slots."""
 COVERAGE = QUANTILES[-1] - QUANTILES[0]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Series that are not fitted on.
+
+    Attributes:
+        validation: To make choices by.
+        calibration: To calibrate intervals on.
+    """
+
+    validation: tuple[Telemetry, ...]
+    calibration: tuple[Telemetry, ...]
 
 
 class Model(ABC):
@@ -38,19 +56,20 @@ class Model(ABC):
 
     # Whole series
 
-    def fit(self, train: Sequence[Telemetry], rng: np.random.Generator) -> None:
+    def fit(self, train: Sequence[Telemetry], rng: np.random.Generator, held_out: HeldOut | None = None) -> None:
         """Learns from series, each in order of time: what to fit, what to choose by, what to calibrate on.
 
         Args:
             train: The series; their channels are learnt from alike.
             rng: Source of whatever is drawn.
+            held_out: Series to choose by and to calibrate on, if not on the later parts of the others.
 
         Raises:
             InputError: The series are too short, or have too many gaps, for all three parts.
         """
         if self.reads_covariates:
             self.covariates = tuple(name for name in COVARIATES if all(name in t.covariates for t in train))
-        frames = [frame for telemetry in train for frame in frames_of(telemetry, self.covariates)]
+        frames = list(self._frames(train, held_out))
         if not all(any(frame.rows(part).any() for frame in frames) for part in (FIT, VALIDATION, CALIBRATION)):
             raise InputError(
                 ", ".join(t.source for t in train) or "training",
@@ -59,7 +78,7 @@ class Model(ABC):
             )
         self.weights = {}
         self._learn(frames, rng)
-        self.weights["widen"] = np.zeros(len(TARGETS))
+        self.weights["widen"] = np.zeros((2 if SUMMED in self.covariates else 1, len(TARGETS)))
         self.weights["widen"] = self._calibrated(frames)
 
     def predict(self, telemetry: Telemetry) -> Floats:
@@ -70,7 +89,9 @@ class Model(ABC):
         """
         self._check_fitted()
         frame = frame_of(telemetry, self._present(telemetry))
-        forecast = self._finished(self._predict(frame)) * telemetry.scale_w[:, None, None]
+        forecast = (
+            self._finished(self._predict(frame), self._kinds(frame.covariates)) * telemetry.scale_w[:, None, None]
+        )
         return np.where(frame.begun[..., None, None], forecast, np.nan)
 
     def backtest(self, test: Telemetry, first_s: int = 0, last_s: int | None = None) -> Losses:
@@ -93,15 +114,18 @@ class Model(ABC):
 
         Args:
             power_w: Watts, (C,) or (n, C) with the oldest first; ``nan`` where there is no reading.
-            covariates: The covariates of ``self.covariates``, in the same shape.
+            covariates: The covariates of ``self.covariates``, in the same shape; or (C,), as they are at
+                the last sample.
 
         Returns:
             Watts, (C, 4, 3); ``nan`` for channels that have had no reading so far.
         """
         samples = np.atleast_2d(power_w)
-        for sample, inputs in zip(samples, self._given(covariates, samples.shape), strict=True):
-            self._take(sample / self._scale_w, inputs)
-        forecast = self._finished(self._forecast()) * self._scale_w[:, None, None]
+        given = self._given(covariates, samples.shape)
+        unknown = np.full(given.shape[1:], np.nan)
+        for i, sample in enumerate(samples, len(given) - len(samples)):
+            self._take(sample / self._scale_w, given[i] if i >= 0 else unknown)
+        forecast = self._finished(self._forecast(), self._kinds(self._inputs)) * self._scale_w[:, None, None]
         return forecast if self._begun.all() else np.where(self._begun[:, None, None], forecast, np.nan)
 
     def save_state(self) -> dict[str, Any]:
@@ -115,6 +139,17 @@ class Model(ABC):
         self._state = {name: value.copy() for name, value in state["state"].items()}
         own = (state[name].copy() for name in ("scale_w", "begun", "power", "inputs"))
         self._scale_w, self._begun, self._power, self._inputs = own
+
+    def _frames(self, train: Sequence[Telemetry], held_out: HeldOut | None) -> Iterator[Frame]:
+        if held_out is None:
+            yield from (frame for telemetry in train for frame in frames_of(telemetry, self.covariates))
+            return
+        parts = ((FIT, train), (VALIDATION, held_out.validation), (CALIBRATION, held_out.calibration))
+        for part, series in parts:
+            for telemetry in series:
+                own = np.full(len(telemetry), part, np.int8)
+                own[: 0 if part == FIT else LONGEST_S] = UNUSED  # there, forecasts still lack their history
+                yield from (replace(frame, part=own) for frame in frames_of(telemetry, self.covariates))
 
     # What a model adds
 
@@ -143,20 +178,30 @@ class Model(ABC):
         """Quantiles after the last sample, (C, 4, 3)."""
 
     def _given(self, covariates: Mapping[str, Floats] | None, shape: tuple[int, ...]) -> Floats:
-        """The covariates that the model reads, (n, C, K), for samples of a shape."""
+        """The covariates that the model reads, (n, C, K), for samples of a shape; or of the last alone, (1, C, K)."""
         channels = len(self._begun)
         if shape[1] != channels:
             raise InputError("power_w", f"{shape[1]} channels where {channels} are due", "Call reset first")
+        if not self.covariates:
+            return np.empty((*shape, 0))
         given = covariates or {}
-        columns = []
+        try:
+            table = np.array([given[name] for name in self.covariates], np.float64)
+        except (KeyError, ValueError):
+            table = np.empty(0)
+        if table.shape[1:] == shape[1:]:
+            return np.ascontiguousarray(table.T)[None]
+        if table.shape[1:] == shape:
+            return np.ascontiguousarray(np.moveaxis(table, 0, -1))
         for name in self.covariates:
-            column = np.atleast_2d(np.asarray(given.get(name, ()), np.float64))
-            if column.shape != shape:
-                problem = f"has shape {column.shape}, power {shape}" if name in given else "is missing"
-                names = ", ".join(self.covariates)
-                raise InputError(f"covariates: {name}", problem, f"The model was fitted with {names}")
-            columns.append(column)
-        return np.stack(columns, axis=-1) if columns else np.empty((*shape, 0))
+            found = np.atleast_2d(given.get(name, ())).shape
+            if found not in (shape, (1, channels)):
+                problem = f"has shape {found}, power {shape}" if name in given else "is missing"
+                break
+        else:
+            name, problem = self.covariates[0], "is of another length than the others"
+        names = ", ".join(self.covariates)
+        raise InputError(f"covariates: {name}", problem, f"The model was fitted with {names}")
 
     def _take(self, power: Floats, inputs: Floats) -> None:
         known = ~np.isnan(power)
@@ -168,28 +213,41 @@ class Model(ABC):
             self._start(first, self._power)
         self._absorb(self._power, self._inputs)
 
-    def _finished(self, quantiles: Floats) -> Floats:
+    def _kinds(self, covariates: Floats) -> NDArray[np.int64]:
+        """Which calibration a channel has, (...), by its covariates (..., K): 1 for sums of several slots if known."""
+        if len(self.weights["widen"]) == 1:
+            return np.zeros(covariates.shape[:-1], np.int64)
+        return np.asarray(covariates[..., self.covariates.index(SUMMED)] > 1, np.int64)
+
+    def _finished(self, quantiles: Floats, kinds: NDArray[np.int64]) -> Floats:
         """Calibrated quantiles that do not cross and are not negative."""
         low, middle, high = (quantiles[..., i] for i in range(len(QUANTILES)))
-        widen = self.weights["widen"]
+        widen = self.weights["widen"][kinds]
         low, high = np.minimum(low - widen, middle), np.maximum(high + widen, middle)
         return np.maximum(np.stack([low, middle, high], axis=-1), 0.0)
 
     def _calibrated(self, frames: Sequence[Frame]) -> Floats:
-        """By how much the interval of each target must widen to cover what it claims, (4,).
+        """By how much the interval of each kind of channel and target must widen to cover what it claims, (kinds, 4).
 
         Conformalised quantile regression with one split (Romano, Patterson and Candès 2019). Seconds depend on one
-        another, so the coverage is not guaranteed as it is for independent ones.
+        another, so the coverage is not guaranteed as it is for independent ones. Sums of slots have a calibration of
+        their own if a covariate tells them apart: their errors are smaller shares of their scale.
         """
-        scores = []
+        scores, kinds = [], []
         for frame in frames:
             rows = frame.rows(CALIBRATION)
             if rows.any():
-                quantiles, truth = self._finished(self._predict(frame))[rows], frame.truth[rows]
+                which = self._kinds(frame.covariates)
+                quantiles, truth = self._finished(self._predict(frame), which)[rows], frame.truth[rows]
                 scores.append(np.maximum(quantiles[..., 0] - truth, truth - quantiles[..., -1]))
-        off = np.concatenate(scores)
-        level = min(math.ceil((len(off) + 1) * COVERAGE) / len(off), 1.0)
-        return np.asarray(np.quantile(off, level, axis=0, method="higher"))
+                kinds.append(which[rows])
+        off, kind = np.concatenate(scores), np.concatenate(kinds)
+        found = []
+        for number in range(len(self.weights["widen"])):
+            own = off[kind == number] if (kind == number).any() else off
+            level = min(math.ceil((len(own) + 1) * COVERAGE) / len(own), 1.0)
+            found.append(np.quantile(own, level, axis=0, method="higher"))
+        return np.array(found)
 
     def _check_fitted(self) -> None:
         if "widen" not in self.weights:

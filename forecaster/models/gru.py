@@ -10,12 +10,16 @@ import numpy as np
 from ...errors import InputError
 from ..base import QUANTILES, TARGETS
 from ..frames import Floats, Frame
+from .base import SUMMED
 from .learned import HALF_LIVES_S, LEVELS, MOST, Learned, State, sigmoid
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ..fused import Packed
+
+STATE = ("means", "levels", "seen", "hidden", "seconds")
+"""What the step changes, as :class:`~llmcluster.forecaster.fused.State` has it."""
 
 
 class Gru(Learned):
@@ -53,16 +57,17 @@ class Gru(Learned):
         super().reset(series, scale_w)
         from .. import fused
 
-        self._fused, self._packed = fused, self._pack(fused.Packed, 0.0, self.weights["widen"])
+        self._packed = self._pack(fused.Packed, 0.0, self.weights["widen"])
 
     def update(self, power_w: Floats, covariates: Mapping[str, Floats] | None = None) -> Floats:
         """See :class:`Model`; all samples in one compiled call."""
+        from .. import fused  # modules are not kept, so that a model can be copied and pickled
+
         samples = np.atleast_2d(np.asarray(power_w, np.float64))
         inputs = self._given(covariates, samples.shape)
-        own = self._state
-        state = self._fused.State(self._begun, self._power, self._inputs, own["means"], own["levels"], own["hidden"])
+        state = fused.State(self._begun, self._power, self._inputs, *(self._state[name] for name in STATE))
         out: Floats = np.empty((1, samples.shape[1], len(TARGETS), len(QUANTILES)))
-        self._fused.steps(samples, inputs, self._scale_w, state, self._packed, out)
+        fused.steps(samples, inputs, self._scale_w, state, self._packed, self.stride_s, out)
         return np.asarray(out[0])
 
     def _predict(self, frame: Frame) -> Floats:
@@ -72,13 +77,12 @@ class Gru(Learned):
         channels = frame.power.shape[1]
         own = self._begin(channels)
         held = np.full((channels, len(self.covariates)), np.nan)
-        state = fused.State(
-            np.zeros(channels, bool), np.zeros(channels), held, own["means"], own["levels"], own["hidden"]
-        )
+        state = fused.State(np.zeros(channels, bool), np.zeros(channels), held, *(own[name] for name in STATE))
         out = np.empty((*frame.power.shape, len(TARGETS), len(QUANTILES)))
         samples = np.where(frame.begun, frame.power, np.nan)
-        packed = self._pack(fused.Packed, -np.inf, np.zeros(len(TARGETS)))
-        fused.steps(samples, np.ascontiguousarray(frame.covariates), np.ones(channels), state, packed, out)
+        packed = self._pack(fused.Packed, -np.inf, np.zeros_like(self.weights["widen"]))
+        beside = np.ascontiguousarray(frame.covariates)
+        fused.steps(samples, beside, np.ones(channels), state, packed, self.stride_s, out)
         return out
 
     def _pack(self, packed: type[Packed], lowest: float, widen: Floats) -> Packed:
@@ -94,14 +98,17 @@ class Gru(Learned):
             w["core.cell.weight_hh_l0"].T,
             w["core.cell.bias_hh_l0"],
             w["head.weight"].T,
+            w["through.weight"].T,
             w["head.bias"],
             share / share.sum(axis=-1, keepdims=True),
             widen,
         )
         inputs, size = self.features, w["core.cell.weight_hh_l0"].shape[-1]
         beside, gates, heads = len(self.covariates), 3 * size, len(TARGETS) * len(QUANTILES)
+        told = len(widen) > 1 and SUMMED in self.covariates
         due = [(4,), (beside,), (beside,), (LEVELS - 1,), (inputs, gates), (gates,), (size, gates), (gates,)]
-        due += [(size, heads), (heads,), (len(TARGETS), LEVELS), (len(TARGETS),)]
+        due += [(size, heads), (inputs, heads), (heads,), (len(TARGETS), LEVELS), (1 + told, len(TARGETS))]
         if [row.shape for row in rows] != due:  # what is compiled does not look where it reads
             raise InputError(self.name, "the weights do not fit together", "Fit the model anew")
-        return packed(*(np.ascontiguousarray(row) for row in rows))
+        which = self.covariates.index(SUMMED) if told else 0
+        return packed._make([*(np.ascontiguousarray(row) for row in rows), np.array([which])])

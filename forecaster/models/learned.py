@@ -37,6 +37,7 @@ class TrainSettings:
         patience: Passes without a better validation after which it stops.
         batch: Windows to a step.
         window_s: Length of a window.
+        stride_s: Seconds from one step of the core to the next; forecasts follow power every second all the same.
         learning_rate: That of AdamW at its highest.
         weight_decay: That of AdamW.
         device: Where PyTorch computes.
@@ -47,6 +48,7 @@ class TrainSettings:
     patience: int = 12
     batch: int = 32
     window_s: int = 256
+    stride_s: int = 1
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
     device: str = "cpu"
@@ -56,7 +58,8 @@ class Learned(Model):
     """A network with a core of its own between inputs and heads that all share.
 
     Inputs of a channel are its power, how far that is from its exponential means, and covariates, all standardised by
-    training. The heads mix those levels and add what the core says, so that the network begins as a good naive model.
+    training. The core takes a step every ``stride_s`` seconds. The heads mix those levels and add what the core said in
+    its last step and a linear function of the newest inputs, so that the network begins as a good naive model.
     """
 
     reads_covariates = True
@@ -78,6 +81,7 @@ class Learned(Model):
             "power_deviation": np.array([max(float(power.std()), 1e-6)]),
             "input_mean": usual,
             "input_deviation": np.where(spread > 0, spread, 1.0),
+            "stride_s": np.array([float(self.settings.stride_s)]),
         }
         self.weights = own
         views = [self.views(frame) for frame in frames]
@@ -90,6 +94,11 @@ class Learned(Model):
         power = self._standard_power(frame.power)
         means = np.moveaxis(averages(power, HALF_LIVES_S), 1, -1)
         return self._inputs_of(power, means, frame.covariates), np.concatenate([power[..., None], means], axis=-1)
+
+    @property
+    def stride_s(self) -> int:
+        """Seconds from one step of the core to the next."""
+        return int(self.weights["stride_s"][0])
 
     @property
     def features(self) -> int:
@@ -105,10 +114,10 @@ class Learned(Model):
         parts = [power[..., None], power[..., None] - means, np.where(np.isnan(standard), 0.0, standard)]
         return np.concatenate(parts, axis=-1).clip(-MOST, MOST)
 
-    def _quantiles(self, hidden: Floats, levels: Floats) -> Floats:
-        """What the heads make of hidden states (..., H) and levels (..., 5): quantiles in units of the scale."""
+    def _quantiles(self, hidden: Floats, seen: Floats, levels: Floats) -> Floats:
+        """What the heads make of hidden states (..., H), inputs (..., F), levels (..., 5): quantiles over the scale."""
         weights = self.weights
-        out = hidden @ weights["head.weight"].T + weights["head.bias"]
+        out = hidden @ weights["head.weight"].T + seen @ weights["through.weight"].T + weights["head.bias"]
         out = out.reshape(*out.shape[:-1], len(TARGETS), len(QUANTILES))
         share = np.exp(weights["mix"] - weights["mix"].max(axis=-1, keepdims=True))
         middle = levels @ (share / share.sum(axis=-1, keepdims=True)).T + out[..., 0]
@@ -131,8 +140,13 @@ class Learned(Model):
         return out
 
     def _begin(self, channels: int) -> State:
-        means = np.zeros((channels, len(HALF_LIVES_S)))
-        return {"means": means, "levels": np.zeros((channels, LEVELS)), **self.begin_core(channels)}
+        return {
+            "means": np.zeros((channels, len(HALF_LIVES_S))),
+            "levels": np.zeros((channels, LEVELS)),
+            "seen": np.zeros((channels, self.features)),
+            "seconds": np.zeros(1),
+            **self.begin_core(channels),
+        }
 
     def _start(self, first: Any, power: Floats) -> None:
         self._state["means"][first] = self._standard_power(power[first])[:, None]
@@ -144,10 +158,13 @@ class Learned(Model):
         means = self._state["means"]
         means += (1 - 0.5 ** (1.0 / HALF_LIVES_S)) * (standard[:, None] - means)
         self._state["levels"] = np.concatenate([standard[:, None], means], axis=-1)
-        self.step_core(self._inputs_of(standard, means, inputs))
+        self._state["seen"] = self._inputs_of(standard, means, inputs)
+        self._state["seconds"] = self._state["seconds"] + 1
+        if self._state["seconds"][0] % self.stride_s == 0:
+            self.step_core(self._state["seen"])
 
     def _forecast(self) -> Floats:
-        return self._quantiles(self.read_core(), self._state["levels"])
+        return self._quantiles(self.read_core(), self._state["seen"], self._state["levels"])
 
     # What a network adds
 
@@ -165,7 +182,7 @@ class Learned(Model):
 
     @abstractmethod
     def read_core(self) -> Floats:
-        """What the core says, (C, H)."""
+        """What the core says, (C, H); zeros before its first step."""
 
 
 def softplus(x: Floats) -> Floats:

@@ -12,7 +12,7 @@ from .learned import Learned, State
 if TYPE_CHECKING:
     from torch import nn
 
-PATCH_S = 8
+PATCH = 8
 PATCHES = 16
 HEADS = 4
 EPSILON = 1e-5
@@ -20,7 +20,7 @@ EPSILON = 1e-5
 
 
 class Transformer(Learned):
-    """Patches of eight seconds over the last two minutes that attend to one another (PatchTST-like)."""
+    """Patches of eight steps, sixteen of them, that attend to one another (PatchTST-like)."""
 
     name = "transformer"
 
@@ -34,27 +34,27 @@ class Transformer(Learned):
         """An empty past; it is filled with the first inputs."""
         width = len(self.weights["core.embed.bias"])
         return {
-            "inputs": np.zeros((channels, PATCH_S, self.features)),
-            "embedded": np.zeros((channels, PATCH_S * (PATCHES - 1) + 1, width)),
-            "seconds": np.zeros((channels, 1)),
+            "inputs": np.zeros((channels, PATCH, self.features)),
+            "embedded": np.zeros((channels, PATCH * (PATCHES - 1) + 1, width)),
+            "stepped": np.zeros((channels, 1)),
         }
 
     def step_core(self, inputs: Floats) -> None:
         """Embeds the patch that ends now; those that ended before are kept."""
         w, state = self.weights, self._state
-        first = state["seconds"][:, 0] == 0
+        first = state["stepped"][:, 0] == 0
         state["inputs"] = np.concatenate([state["inputs"][:, 1:], inputs[:, None]], axis=1)
         state["inputs"][first] = inputs[first][:, None]
         patch = state["inputs"].reshape(len(inputs), -1)
         embedded = patch @ w["core.embed.weight"].T + w["core.embed.bias"]
         state["embedded"] = np.concatenate([state["embedded"][:, 1:], embedded[:, None]], axis=1)
         state["embedded"][first] = embedded[first][:, None]
-        state["seconds"] = np.minimum(state["seconds"] + 1, 1)
+        state["stepped"] = np.minimum(state["stepped"] + 1, 1)
 
     def read_core(self) -> Floats:
         """What the newest patch has made of the others."""
         w = self.weights
-        tokens = self._state["embedded"][:, ::PATCH_S] + w["core.place"]
+        tokens = self._state["embedded"][:, ::PATCH] + w["core.place"]
         normed = self._normed(tokens, "layer.before")
         query, key, value = np.split(self._linear(normed, "layer.attend"), 3, axis=-1)
         query = query[:, -1:]  # only the newest is read
@@ -65,7 +65,8 @@ class Transformer(Learned):
             parts.append(share / share.sum(axis=-1, keepdims=True) @ value[..., part])
         newest = tokens[:, -1] + self._linear(np.concatenate(parts, axis=-1)[:, 0], "layer.join")
         wide = np.maximum(self._linear(self._normed(newest, "layer.between"), "layer.widen"), 0.0)
-        return self._normed(newest + self._linear(wide, "layer.narrow"), "after")
+        said = self._normed(newest + self._linear(wide, "layer.narrow"), "after")
+        return np.where(self._state["stepped"] > 0, said, 0.0)
 
     def _linear(self, x: Floats, name: str) -> Floats:
         return np.asarray(x @ self.weights[f"core.{name}.weight"].T + self.weights[f"core.{name}.bias"])

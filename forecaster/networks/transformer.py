@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..models.transformer import HEADS, PATCH_S, PATCHES
+from ..models.transformer import HEADS, PATCH, PATCHES
 
 
 class Layer(nn.Module):
@@ -36,7 +36,7 @@ class TransformerCore(nn.Module):
 
     def __init__(self, features: int, hidden: int) -> None:
         super().__init__()
-        self.embed = nn.Linear(PATCH_S * features, hidden)
+        self.embed = nn.Linear(PATCH * features, hidden)
         self.place = nn.Parameter(torch.randn(PATCHES, hidden) * 0.02)
         self.layer = Layer(hidden)
         self.after = nn.LayerNorm(hidden)
@@ -44,11 +44,11 @@ class TransformerCore(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs (B, L, H); before the first step inputs are taken to have been what they are in it."""
         batch, length, _ = inputs.shape
-        reach = PATCH_S * PATCHES - 1
+        reach = PATCH * PATCHES - 1
         padded = torch.cat([inputs[:, :1].expand(-1, reach, -1), inputs], dim=1)
-        patches = padded.unfold(1, PATCH_S, 1).transpose(-1, -2).flatten(2)  # (B, reach + L - 7, 8 F)
+        patches = padded.unfold(1, PATCH, 1).transpose(-1, -2).flatten(2)  # (B, reach + L - 7, 8 F)
         embedded = self.embed(patches)
-        window = embedded.unfold(1, reach - PATCH_S + 2, 1)[..., ::PATCH_S]  # (B, L, H, P), the oldest first
+        window = embedded.unfold(1, reach - PATCH + 2, 1)[..., ::PATCH]  # (B, L, H, P), the oldest first
         tokens = window.permute(0, 1, 3, 2).flatten(0, 1) + self.place
         out: Tensor = self.after(self.layer(tokens))[:, -1].unflatten(0, (batch, length))
         return out

@@ -44,7 +44,7 @@ Values = tuple[Floats, Floats]
 def read_prometheus(path: Path, options: Options) -> Telemetry:
     """Reads range queries; one engine's counters go to all its GPUs, those of several are left out with a warning."""
     readable(path)
-    series = _series(path)
+    series, warnings = _series(path)
     metric = next((name for name in POWER if name in series), None)
     if metric is None:
         raise InputError(
@@ -54,7 +54,7 @@ def read_prometheus(path: Path, options: Options) -> Telemetry:
         )
     channels = {channel: _values(parts, path) for channel, parts in _by_channel(series[metric], path).items()}
     samples = {channel: Samples(time_s, watts * POWER[metric]) for channel, (time_s, watts) in channels.items()}
-    telemetry = telemetry_of(samples, str(path), options.max_gap_s)
+    telemetry = telemetry_of(samples, str(path), options.max_gap_s, warnings)
     warnings = telemetry.warnings
     grid_s = telemetry.bounds_s
     covariates: dict[str, Floats] = {}
@@ -83,10 +83,11 @@ def read_prometheus(path: Path, options: Options) -> Telemetry:
     )
 
 
-def _series(path: Path) -> dict[str, dict[Labels, list[list[Any]]]]:
-    """Pairs of time and value by metric and labels, pages of one series joined."""
+def _series(path: Path) -> tuple[dict[str, dict[Labels, list[list[Any]]]], tuple[str, ...]]:
+    """Pairs of time and value by metric and labels, pages of one series joined, and what was left out."""
     found: dict[str, dict[Labels, list[list[Any]]]] = defaultdict(lambda: defaultdict(list))
-    for answer in _answers(path):
+    answers, warnings = _answers(path)
+    for answer in answers:
         if not isinstance(answer, dict) or "status" not in answer:
             raise InputError(str(path), "is no answer of Prometheus", "Save what /api/v1/query_range answers")
         if answer["status"] != "success":
@@ -100,21 +101,33 @@ def _series(path: Path) -> dict[str, dict[Labels, list[list[Any]]]]:
             labels = dict(one.get("metric", {}))
             name = labels.pop("__name__", "")
             found[name][tuple(sorted(labels.items()))].extend(one.get("values", []))
-    return found
+    return found, warnings
 
 
-def _answers(path: Path) -> list[Any]:
+def _answers(path: Path) -> tuple[list[Any], tuple[str, ...]]:
+    """The answers in a file, and a warning where the last of several lines was cut while it was written."""
     text = path.read_text(encoding="utf-8-sig")
     try:
         whole = json.loads(text)
     except json.JSONDecodeError as fault:
+        lines = [line for line in text.splitlines() if line.strip()]
+        cut = len(lines) > 1 and not text.endswith("\n") and not _is_json(lines[-1])
         try:
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            answers = [json.loads(line) for line in lines[: -1 if cut else None]]
         except json.JSONDecodeError:
             raise InputError(
                 f"{path}:{fault.lineno}", f"is no JSON ({fault.msg})", "Export it again; it may have been cut"
             ) from None
-    return whole if isinstance(whole, list) else [whole]
+        return answers, (f"{path}: the last line was cut and is left out",) if cut else ()
+    return whole if isinstance(whole, list) else [whole], ()
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return True
 
 
 def _by_channel(series: dict[Labels, list[list[Any]]], path: Path) -> dict[str, list[list[Any]]]:

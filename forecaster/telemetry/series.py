@@ -13,9 +13,16 @@ from ...errors import InputError
 
 Floats = NDArray[np.float64]
 
-COVARIATES = ("running", "waiting", "prompt_tokens", "output_tokens", "cap_w", "temperature_c", "sm_clock_mhz")
-"""What may be known beside power: requests that run and wait, tokens per second, cap, die temperature and clock."""
-ADDED_UP = ("running", "waiting", "prompt_tokens", "output_tokens", "cap_w")
+COVARIATES = (
+    *("running", "waiting", "prompt_tokens", "output_tokens", "cap_w", "temperature_c", "sm_clock_mhz"),
+    *("kv_used", "serving", "asleep", "ready_in_s", "route_weight", "arrivals", "arriving_tokens"),
+    *("budget_w", "budget_in_60s_w", "slots"),
+)
+"""What may be known beside power: requests that run and wait, tokens per second, cap, die temperature and clock; share
+of the KV cache in use; whether an instance serves or sleeps, when it will be ready, and its routing weight; requests
+and prompt tokens per second that come to the gateway, and the power budget now and in a minute, per slot of the
+cluster; and how many slots a channel is the sum of."""
+ADDED_UP = ("running", "waiting", "prompt_tokens", "output_tokens", "cap_w", "slots")
 """Covariates of a group that are sums over its channels; of the others a group has the mean."""
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ....agents.offline_optimal.models import determined, regress, regressors
 from ....simulator.catalog import Catalog
 from ....simulator.catalog.energy_inference import BUILTIN, Deployment, load
 from ....simulator.errors import InputError
@@ -17,12 +17,9 @@ from ..figures import flat
 from ..skipped import Skipped
 from ..source import Advance, Fitted, Outcome, Row
 
-Floats = NDArray[np.float64]
-
 MEASURED = {"energy": "gpu_energy_j_sum", "runtime": "runtime_s"}
 COLUMNS = ("model", "n_gpus", "input_tokens", "max_new_tokens", *MEASURED.values())
 PAPER = "_paper"
-TERMS = ("input", "output", "product", "output_squared")
 GPU = "A100-40GB"
 RESAMPLES = 500
 
@@ -122,24 +119,16 @@ def _fit(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
     tables = {}
     for name, own in sorted(deployments.items()):
         tokens_in, tokens_out = (np.array([row.given[side] for row in own]) for side in ("input", "output"))
-        terms = np.stack([tokens_in, tokens_out, tokens_in * tokens_out, tokens_out**2], axis=1)
-        if np.linalg.matrix_rank(terms / terms.max(axis=0)) == len(TERMS):
+        terms = regressors(tokens_in, tokens_out)
+        if determined(terms):
             tables[name] = {
-                f"{q}{suffix}": _regression(terms[:, :count], np.array([row.measured[q] for row in own]))
+                f"{q}{suffix}": regress(terms[:, :count], np.array([row.measured[q] for row in own])).model_dump(
+                    exclude_defaults=True
+                )
                 for q in MEASURED
                 for suffix, count in (("", 4), (PAPER, 3))
             }
     return tables
-
-
-def _regression(terms: Floats, measured: Floats) -> dict[str, float]:
-    coefficients = np.linalg.lstsq(terms, measured, rcond=None)[0]
-    left = float(np.sum((measured - terms @ coefficients) ** 2))
-    return {
-        **dict(zip(TERMS, coefficients.tolist(), strict=False)),
-        "r2_uncentred": 1 - left / float(np.sum(measured**2)),
-        "r2_centred": 1 - left / float(np.sum((measured - measured.mean()) ** 2)),
-    }
 
 
 def _intervals(rows: Sequence[Row], rng: np.random.Generator) -> dict[str, tuple[float, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -23,7 +24,7 @@ from ..names import called
 from ..prediction import steady_power_w, summarise
 from ..skipped import Skipped, missing
 from ..source import Advance, Fitted, Outcome, Row
-from .mlenergy_fit import RESAMPLES, fit
+from .mlenergy_fit import RESAMPLES, fit, stalled
 from .mlenergy_tasks import MAX_BATCHED_TOKENS, TASKS, Task, lengths, requests_sent, task_named
 
 MEASURED = {
@@ -43,6 +44,7 @@ WEIGHT_BYTES = {"bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "mxfp4": 17 / 32}
 FOLDER = "LLMCLUSTER_COMPOSITIONS"
 """Environment variable that names a folder for what the scheduler does in each run."""
 FIT_SEED = 0
+STALLS, FLOWS = "stalls", "without stalls"
 SEVERAL = Skipped(
     "dp is above 1: several engines, of which the data do not tell how they share the requests",
     "Leave it out, or give a row of one engine",
@@ -96,9 +98,15 @@ class MlEnergy:
         self._resamples = RESAMPLES
 
     def read(self, files: Sequence[Path], catalog: Catalog) -> list[Row]:
-        """Reads files with the columns of ``vllm_steady_state.csv``."""
+        """Reads files with the columns of ``vllm_steady_state.csv``.
+
+        The group ``server`` says where client or server stalls, by :func:`~.mlenergy_fit.stalled`; such configurations
+        are simulated like all others, and compared with and without.
+        """
         columns = (*GIVEN_TEXT, *GIVEN_WHOLE, *GIVEN_REAL, *MEASURED.values())
-        return [_row(line, catalog) for path in files for line in read_lines(path, columns)]
+        rows = [_row(line, catalog) for path in files for line in read_lines(path, columns)]
+        silent = stalled(rows)
+        return [replace(r, groups={**r.groups, "server": STALLS if r.configuration in silent else FLOWS}) for r in rows]
 
     def simulate(self, rows: Sequence[Row], catalog: Catalog, seed: int, advance: Advance) -> list[Outcome]:
         """Simulates every row; skips it where the model does not fit, or more than one engine serves it."""

@@ -1,0 +1,144 @@
+"""Assembles ``docs/forecasting.md`` out of the scores that the comparisons have left in ``docs/forecasting/``.
+
+Each section has a file of its own, so that one can be measured anew without the others. Run as
+``python -m llmcluster.experiments.forecast_page``; it measures nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import whole
+from ..forecaster.base import TARGETS
+from .forecast_compare import markdown
+from .forecast_real_section import real_section
+from .output import write_json
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE, SCORES = "forecasting.md", "forecasting"
+HEADER = """# Forecasts of power
+
+How far models are off that forecast the power of GPUs, and how much better they are than the best naive model on the
+same seconds. Made by `python -m llmcluster.experiments.forecast_page` from the scores in `docs/forecasting/`; do not
+edit.
+"""
+Scores = Mapping[str, Any]
+
+
+def simulated_section(scores: Scores) -> str:
+    """What was measured on simulated telemetry.
+
+    Args:
+        scores: ``compare`` as :func:`compare` returns it, ``tests`` (number of episodes) and ``update_us``, the cost of
+            the shipped model by slots and by seconds.
+    """
+    compared = scores["compare"]
+    ten = {slots: by_seconds["10"] for slots, by_seconds in scores["update_us"].items()}
+    costs = [
+        f"An update of the shipped GRU with the ten seconds of a tick took {us:.0f} µs at {slots} slots."
+        for slots, us in ten.items()
+    ]
+    head = (
+        f"{scores['tests']} episodes that nothing was learnt from, of heuristics in several scenarios, as the "
+        "environment meters them; `make forecaster` measures anew. A channel is a slot or the whole cluster. `gru` is "
+        "what the package ships. What was *trained briefly* had fewer episodes and passes, each kind of network the "
+        "same, and compares the kinds."
+    )
+    return "\n".join([head, "", markdown(compared), *rmse_table(compared), *coverage_table(compared), *costs])
+
+
+def value_section(scores: Scores) -> str:
+    """What forecasts are worth to a controller.
+
+    Args:
+        scores: ``played``: for each scenario what :func:`~.forecast_value.value` returns.
+    """
+    parts = [
+        "What a controller that sees power alone (`follow-power`: it wakes and parks slots by it) gains by a forecast: "
+        "reward of held-out episodes on the same traffic, after tuning with each forecaster alike on validation "
+        "traffic. The oracle knows the arrivals to come and bounds what any forecaster can bring. "
+        "`python -m llmcluster.experiments.write_forecast_value` measures anew.",
+    ]
+    for played in scores["played"]:
+        parts += [
+            "",
+            f"**{played['scenario']}**, {played['episodes']} episodes",
+            "",
+            f"| forecaster | reward | 95 % | difference to {played['reference']} | 95 % |",
+            "|---|---:|---|---:|---|",
+        ]
+        for name, row in played["results"].items():
+            (mean, *bounds), (gap, *gap_bounds) = row["reward"], row["difference"]
+            differs = [f"{gap:+.1f}", _bounds(gap_bounds, "+.1f")] if name != played["reference"] else ["", ""]
+            parts.append("| " + " | ".join([name, f"{mean:.1f}", _bounds(bounds, ".1f"), *differs]) + " |")
+    return "\n".join([*parts, ""])
+
+
+def _bounds(bounds: Sequence[float], form: str) -> str:
+    return " … ".join(format(bound, form) for bound in bounds)
+
+
+SECTIONS: dict[str, tuple[str, Callable[[Scores], str]]] = {
+    "simulated": ("Simulated telemetry", simulated_section),
+    "real": ("Real series", real_section),
+    "value": ("What a forecast is worth", value_section),
+}
+"""Title and writer of each section, by the name of its file of scores, in the order of the page."""
+
+
+def rmse_table(compared: Mapping[str, Any]) -> list[str]:
+    """Root mean square errors, watts, the four targets in their order."""
+    return _table(compared, "Root mean square error", "watts", lambda row: f"{row['rmse_w']:.1f}")
+
+
+def coverage_table(compared: Mapping[str, Any]) -> list[str]:
+    """Share of the truth within the 80 % interval, in percent, the four targets in their order."""
+    return _table(compared, "Within the 80 % interval", "percent", lambda row: f"{100 * row['coverage_80']:.1f}")
+
+
+def _table(compared: Mapping[str, Any], title: str, unit: str, cell: Callable[[Scores], str]) -> list[str]:
+    titles = list(compared["series"])
+    lines = [
+        f"**{title}**, in {unit}, of {', '.join(f'`{target}`' for target in TARGETS)}",
+        "",
+        f"| model | {' | '.join(titles)} |",
+        "|---|" + "---:|" * len(titles),
+    ]
+    for model in compared["models"]:
+        rows = [compared["series"][one]["results"][model] for one in titles]
+        cells = [", ".join(cell(row[target]) for target in TARGETS) for row in rows]
+        lines.append(f"| {Path(model).name} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def page(scores: Mapping[str, Scores]) -> str:
+    """The page, of those sections that have scores."""
+    parts = [f"## {title}\n\n{write(scores[name])}" for name, (title, write) in SECTIONS.items() if name in scores]
+    return "\n".join([HEADER, *parts]).rstrip() + "\n"
+
+
+def read_scores(docs: Path = DOCS) -> dict[str, Scores]:
+    """The scores that are there, by section."""
+    files = {name: docs / SCORES / f"{name}.json" for name in SECTIONS}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items() if path.exists()}
+
+
+def write_scores(name: str, scores: Scores, docs: Path = DOCS) -> None:
+    """Keeps the scores of a section, and writes the page anew."""
+    (docs / SCORES).mkdir(exist_ok=True)
+    write_json(dict(scores), str(docs / SCORES / f"{name}.json"))
+    write_page(docs)
+
+
+def write_page(docs: Path = DOCS) -> Path:
+    """Writes the page from the scores that are there."""
+    with whole(docs / PAGE) as partial:
+        partial.write_text(page(read_scores(docs)), encoding="utf-8")
+    return docs / PAGE
+
+
+if __name__ == "__main__":
+    write_page()
