@@ -498,8 +498,8 @@ def test_a_training_killed_before_its_first_checkpoint_starts_again(call: Callab
     folder = tmp_path / "run"
     _killed_at(folder, lambda: any(folder.glob("tensorboard/*/events*")), 10**9)
     assert not (folder / "checkpoint.zip").exists()
-    code, out, _ = call("train", "--scenario", "small", "--timesteps", 64, "--out", folder, "--json", "-")
-    assert code == 0
+    code, out, err = call("train", "--scenario", "small", "--timesteps", 64, "--out", folder, "--json", "-")
+    assert code == 0, err
     assert json.loads(out)["timesteps"] == json.loads(out)["timesteps_now"]
 
 
