@@ -17,7 +17,8 @@ from .suites.registry import SUITES
 from .suites.show import run_suite, suite_json, suite_page
 from .suites.suite import SuiteResult
 
-EPISODES, SEED = 10, 0
+EPISODES, SEED = 10, 1
+"""Agents and suites were set up with seed 0 in view: another one draws traffic that nothing was chosen on."""
 ROOT = Path(__file__).parent.parent
 RUNS = Path("runs/claims")
 
@@ -40,7 +41,8 @@ def write_page(results: Sequence[SuiteResult], folder: Path) -> Path:
         "",
         f"Each system works here as an agent among others, and its claims are tried on the same simulator: {EPISODES} "
         "episodes or more, the same traffic for all that is compared, paired differences, bootstrap intervals of 95 %. "
-        "A claim that does not hold here is said not to, and why.",
+        "A claim that does not hold here is said not to, and why. Settings of the agents and of the sites they run were "
+        f"chosen with the traffic of seed 0 in view; what stands here was played on that of seed {SEED}.",
         "",
     ]
     verdicts = [claim.verdict for result in results for claim in result.claims]
@@ -67,7 +69,8 @@ def write_claims(runs: Path = RUNS, docs: Path = ROOT / "docs") -> None:
             results.append(run_suite(name, EPISODES, SEED, progress))
             with whole(runs / f"{name}.json") as partial:
                 partial.write_text(json.dumps(suite_json(results[-1]), indent=1))
-    people(None).print(f"page: {write_page(results, docs)}")
+            page = write_page(results, docs)
+    people(None).print(f"page: {page}")
 
 
 if __name__ == "__main__":
