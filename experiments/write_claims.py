@@ -41,8 +41,8 @@ def write_page(results: Sequence[SuiteResult], folder: Path) -> Path:
         "",
         f"Each system works here as an agent among others, and its claims are tried on the same simulator: {EPISODES} "
         "episodes or more, the same traffic for all that is compared, paired differences, bootstrap intervals of 95 %. "
-        "A claim that does not hold here is said not to, and why. Settings of the agents and of the sites they run were "
-        f"chosen with the traffic of seed 0 in view; what stands here was played on that of seed {SEED}.",
+        "A claim that does not hold here is said not to, and why. Settings of the agents and of the sites they run "
+        f"were chosen with the traffic of seed 0 in view; what stands here was played on that of seed {SEED}.",
         "",
     ]
     verdicts = [claim.verdict for result in results for claim in result.claims]
