@@ -36,6 +36,8 @@ share; where the scenario does not offer that router, least-outstanding stands i
 class Tapas(Heuristic):
     """Places, routes and reconfigures by predicted temperature, power and airflow head-room.
 
+    What is said of the paper here and beside follows its abstract and published summaries.
+
     Every slot serves. In each tick routing moves load from slots that would run hot, or whose row or site is short of
     power or air, to those with room; what is left over the limits then is capped. Temperatures are predicted by
     regressions of telemetry: see ``regression.py``.
