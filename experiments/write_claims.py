@@ -53,7 +53,7 @@ def write_page(results: Sequence[SuiteResult], folder: Path) -> Path:
         for number, plot in enumerate(result.plots):
             pictures[plot.title] = Path("figures") / f"claims-{result.suite}-{number}.png"
             draw(result, plot, folder / pictures[plot.title])
-        lines += suite_page(result, pictures)
+        lines += suite_page(result, pictures, f" --episodes {EPISODES} --seed {SEED}")
     page = folder / "claims.md"
     with whole(page) as partial:
         partial.write_text("\n".join(lines))

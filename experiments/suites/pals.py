@@ -182,7 +182,7 @@ class Trial:
         fewer = self.mean((base - mine).mean(axis=0))
         times = float(base.mean() / mine.mean()) if mine.any() else float("inf")
         verdict: Verdict = "not reproduced" if not fewer.low > 0 else "partly"
-        if fewer.low > 0 and times >= PUBLISHED_FEWER:
+        if fewer.low > 0 and times >= PUBLISHED_FEWER and np.all(mine.mean(axis=1) <= base.mean(axis=1)):
             verdict = "reproduced"
         why = (
             f"Equal caps that hold the budget, with the static batch, against PALS: {'; '.join(told)}; together "

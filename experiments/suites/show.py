@@ -109,14 +109,15 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def suite_page(result: SuiteResult, pictures: Mapping[str, Path]) -> Iterator[str]:
+def suite_page(result: SuiteResult, pictures: Mapping[str, Path], options: str = "") -> Iterator[str]:
     """The part of a Markdown page that tells of a suite, line by line.
 
     Args:
         result: The suite.
         pictures: Where its plots are, by title, as the page links to them.
+        options: Those of the command that plays it, with a space before each.
     """
-    yield from (f"## {result.title}", "", f"`llmcluster evaluate --suite {result.suite}`", "")
+    yield from (f"## {result.title}", "", f"`llmcluster evaluate --suite {result.suite}{options}`", "")
     yield from ("| claim | published | measured, with 95 % interval | verdict | why |", "|---|---|---:|---|---|")
     for claim in result.claims:
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in _cells(claim)) + " |"
