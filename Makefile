@@ -67,10 +67,10 @@ worth: install-dev  ## Measure anew what forecasts are worth to a controller, in
 forecasts: install-dev  ## Measure all models on the published series anew (needs LLMCLUSTER_DATA; takes half an hour)
 	$(BIN)/python -m llmcluster.experiments.write_forecast_scores
 
-artefacts: install-dev  ## Refit the shipped figures and rerun docs/results.md (needs LLMCLUSTER_DATA; takes half an hour)
+artefacts: install-dev  ## Rebuild all that is generated: weights, scores and pages (needs LLMCLUSTER_DATA; takes some hours)
 	$(BIN)/python -m llmcluster.experiments.fit_workload $${LLMCLUSTER_DATA:-../shared/data}/azure_llm_2023/*_conv.csv \
 	  $${LLMCLUSTER_DATA:-../shared/data}/azure_llm_2023/*_code.csv --out simulator/workload/azure_2023.toml
-	$(BIN)/python -m llmcluster.experiments.write_artefacts
+	$(MAKE) forecaster forecasts worth fidelity claims docs
 	$(BIN)/python -m llmcluster.experiments.write_results
 
 clean:  ## Remove the virtual environment and all caches, but no runs

@@ -37,7 +37,9 @@ saves half a percent. *In hindsight* is the line through the last second and its
 of power) with the lowest absolute error on the judged seconds themselves. It knows the answers, so no model that is
 linear in these can pass it; a network can only by what is not linear, or by covariates. The bound is loose: eight
 minutes hold eight means over a minute that do not overlap, and the line has six figures to fit them with; across
-series it also knows the level of the one that nobody was fitted on."""
+series it also knows the level of the one that nobody was fitted on. So autocorrelation alone explains the points within
+a series; across series the loss is one of level: a busy series says nothing of how low an idle one lies, and linear
+models that are fitted to it lose as much as networks do."""
 JUDGED = f"""\
 Skill is 1 − MAE over that of the best naive model on the same seconds, with 95 % intervals by a block bootstrap (blocks
 of two minutes). Naive and learned models are each picked by the judged seconds themselves, the best of

@@ -10,8 +10,9 @@ import pytest
 
 from llmcluster.experiments.forecast_backtest import folds_of
 from llmcluster.experiments.forecast_compare import compare
-from llmcluster.experiments.forecast_page import DOCS, PAGE, page, read_scores, write_scores
+from llmcluster.experiments.forecast_page import DOCS, PAGE, goal, page, read_scores, write_scores
 from llmcluster.experiments.write_forecast_value import write_forecast_value
+from llmcluster.forecaster.base import TARGETS
 from llmcluster.forecaster.telemetry import Telemetry
 
 
@@ -28,6 +29,14 @@ def scores() -> dict[str, Any]:
 
 def test_the_page_is_that_of_the_scores() -> None:
     assert (DOCS / PAGE).read_text(encoding="utf-8") == page(read_scores()), "run experiments.forecast_page"
+
+
+def test_the_goal_is_held_against_the_shipped_model() -> None:
+    found = {target: {"skill": skill} for target, skill in zip(TARGETS, (0.05, 0.09, 0.1, 0.2), strict=True)}
+    (_, line) = goal({"series": {"all": {"results": {"gru": found}}}})
+    assert "10% less error" in line
+    assert "is reached for `mean_30s`, `mean_60s` and missed for `point_30s`, `point_60s`." in line
+    assert goal({"series": {"all": {"results": {"lstm": found}}}}) == []
 
 
 def test_the_worth_of_a_forecast_is_measured_and_told(tmp_path: Path) -> None:
@@ -49,7 +58,7 @@ def test_sections_are_written_apart(tmp_path: Path, scores: dict[str, Any]) -> N
     both = (tmp_path / PAGE).read_text()
     assert both.index("## Simulated telemetry") < both.index("## Real series")
     assert alone.split("## Real series")[1] == both.split("## Real series")[1], "the other section is as it was"
-    assert "7 episodes" in both and "took 21 µs at 8 slots" in both
+    assert "7 episodes" in both and "took 21 µs at 8 slots; at most 30 µs are asked" in both
     median = scores["compare"]["series"]["noise"]["results"]["training-median"]["point_30s"]
     assert (
         f"{median['rmse_w']:.1f}, " in both

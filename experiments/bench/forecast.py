@@ -18,7 +18,7 @@ TDP_W = 700.0
 
 
 def measure(name: str, rounds: int) -> dict[str, Any]:
-    """Times updates with numbers of about the size that meters give.
+    """Times updates with numbers of about the size that meters give: power of every second, all else once a tick.
 
     Args:
         name: Name of a forecaster, or a file of weights.
@@ -33,9 +33,8 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     for slots in SLOTS:
         found[str(slots)] = {}
         for seconds in SECONDS:
-            shape = (seconds, slots + 1)
-            power_w = rng.uniform(100.0, TDP_W, shape)
-            beside = {covariate: rng.uniform(0.0, 100.0, shape) for covariate in forecaster.covariates}
+            power_w = rng.uniform(100.0, TDP_W, (seconds, slots + 1))
+            beside = {covariate: rng.uniform(0.0, 100.0, slots + 1) for covariate in forecaster.covariates}
             forecaster.reset(slots + 1, np.full(slots + 1, TDP_W))
             forecaster.update(power_w, beside)  # compiles
             times_s = []
