@@ -6,6 +6,9 @@ STEPS ?= 100000
 DEMO := runs/demo$(if $(WORKLOAD),-$(shell printf %s "$(WORKLOAD)" | cksum | cut -d ' ' -f 1))
 TRACE := $(if $(WORKLOAD),--workload "$(WORKLOAD)")
 
+# Two at a time; the tests of one file stay together, for they share what is slow to make.
+PARALLEL := --numprocesses 2 --dist loadfile
+
 .PHONY: claims forecaster forecasts worth help demo install install-dev test test-all lint format type docs fidelity artefacts clean
 
 help:  ## Show this list
@@ -32,10 +35,10 @@ install-dev: .venv/installed-dev  ## The same with what development needs
 	touch $@
 
 test: install-dev  ## Run the default test suite
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests $(PARALLEL)
 
 test-all: install-dev  ## Run every test, the slow ones too
-	$(BIN)/python -m pytest tests -m ""
+	$(BIN)/python -m pytest tests -m "" $(PARALLEL)
 
 lint: install-dev  ## Check style
 	$(BIN)/ruff format --check .
