@@ -16,7 +16,7 @@ def readable(path: Path) -> None:
     if path.is_dir():
         raise InputError(str(path), "is a folder", "Give a file")
     if not path.is_file():
-        raise InputError(str(path), "no such file", "Check the path, or get a trace with `llmcluster data fetch`")
+        raise InputError(str(path), "no such file", "Check the path")
     if path.stat().st_size == 0:
         raise InputError(str(path), "the file is empty", "Download it again")
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from ..simulator.errors import InputError
-from .output import JsonOption, SeedOption, people, progress_bar, write_json
+from .output import JsonOption, SeedOption, people, plain_warnings, progress_bar, tell, write_json
 
 if TYPE_CHECKING:
     from ..forecaster.models.learned import TrainSettings
@@ -50,6 +50,10 @@ ZoneOption = Annotated[str, typer.Option(help="Time zone of local time stamps: E
 GapOption = Annotated[float, typer.Option(min=0.0, help="Readings further apart than this, in s, have a gap")]
 PeriodOption = Annotated[float, typer.Option(min=0.0, help="Time between readings, in s, of files without stamps")]
 ColumnsOption = Annotated[str, typer.Option(help="Queries of nvidia-smi files without header, by comma")]
+ScaleOption = Annotated[
+    float,
+    typer.Option(min=1.0, help="Watts that models see power as shares of; the board's limit for weights as shipped"),
+]
 TestOption = Annotated[list[str], typer.Option(metavar="FILE…", help="Telemetry to judge on; POWER+ENGINE joins two")]
 PastOption = Annotated[
     list[str] | None,
@@ -58,7 +62,7 @@ PastOption = Annotated[
 FoldsOption = Annotated[int, typer.Option(min=1, help="Folds of each test file where there is no --train")]
 HiddenOption = Annotated[int, typer.Option(min=4, help="Width of a network; a multiple of 4")]
 EpochsOption = Annotated[int, typer.Option(min=1, help="Passes over the data at most")]
-DeviceOption = Annotated[str, typer.Option(help="cpu or cuda")]
+DeviceOption = Annotated[str, typer.Option(help="Where networks train: cpu, cuda, or auto for a GPU if there is one")]
 CovariatesOption = Annotated[
     str | None, typer.Option(help="Covariates that models may read, by comma, or none; all that are there by default")
 ]
@@ -79,30 +83,33 @@ def train_command(
     seed: SeedOption = 0,
     hidden: HiddenOption = 32,
     epochs: EpochsOption = 100,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     covariates: CovariatesOption = None,
     layout: LayoutOption = None,
     zone: ZoneOption = "UTC",
     max_gap: GapOption = 1.5,
     period: PeriodOption = 0.25,
     columns: ColumnsOption = "",
+    scale: ScaleOption = 1.0,
     json_file: JsonOption = None,
 ) -> None:
     """Fit a model of power and write its weights and card."""
+    from ..forecaster.models import LEARNED, make_model
     from .forecast_train import train as run
 
-    settings = _settings(hidden, epochs, device)
-    series = _read_all(train, layout, _options(zone, max_gap, columns, period), covariates)
+    make_model(model)  # an unknown name is told before files are read
+    console = people(json_file)
+    settings = _settings(hidden, epochs, device, console, trains=model in LEARNED)
+    series = _read_all(train, layout, _options(zone, max_gap, columns, period), covariates, scale)
     with progress_bar() as progress:
         bars: dict[int, Any] = {}
 
-        def tell(number: int, done: int, of: int, best: float) -> None:
+        def advance(number: int, done: int, of: int, best: float) -> None:
             if number not in bars:
                 bars[number] = progress.add_task(f"seed {number}", total=of)
             progress.update(bars[number], completed=done, description=f"seed {number}: validation {best:.4f}")
 
-        card = run(model, series, range(seed, seed + seeds), settings, out, tell)
-    console = people(json_file)
+        card = run(model, series, range(seed, seed + seeds), settings, out, advance)
     for target, row in card["figures"]["validation"].items():
         console.print(f"{target}: MAE {row['mae_w']:.2f} W on the validation part")
     console.print(f"seed {card['seed']} of {', '.join(card['seeds'])}: {out / model}.safetensors", markup=False)
@@ -127,6 +134,7 @@ def backtest_command(
     max_gap: GapOption = 1.5,
     period: PeriodOption = 0.25,
     columns: ColumnsOption = "",
+    scale: ScaleOption = 1.0,
     seed: SeedOption = 0,
     json_file: JsonOption = None,
 ) -> None:
@@ -136,17 +144,19 @@ def backtest_command(
     bootstrap. Skill is 1 - MAE over that of the naive model with the lowest MAE on the same seconds.
     """
     from ..forecaster.models import NAIVE
-    from .forecast_backtest import backtest, folds_of
+    from ..forecaster.models.base import UnlikeTraining
+    from .forecast_backtest import backtest, check_models, folds_of
 
     names = _names(models or ",".join(NAIVE))
+    check_models(names)
     options = _options(zone, max_gap, columns, period)
-    training, tests = (_read_all(files, layout, options, covariates) for files in (train or [], test))
+    training, tests = (_read_all(files, layout, options, covariates, scale) for files in (train or [], test))
     parts = folds_of(training, tests, folds)
-    with progress_bar() as progress:
+    with progress_bar() as progress, plain_warnings(UnlikeTraining) as unlike:
         bar = progress.add_task("backtesting", total=len(parts) * len(dict.fromkeys([*NAIVE, *names])))
         result = backtest(parts, names, seed, lambda: progress.advance(bar))
     warnings = dict.fromkeys(warning for telemetry in (*training, *tests) for warning in telemetry.warnings)
-    result = {"train": train or [], "test": test, "warnings": list(warnings), **result}
+    result = {"train": train or [], "test": test, "scale_w": scale, "warnings": [*warnings, *unlike], **result}
     _print(result, people(json_file))
     write_json(result, json_file)
 
@@ -166,34 +176,39 @@ def compare_command(
     folds: FoldsOption = 4,
     hidden: HiddenOption = 32,
     epochs: EpochsOption = 100,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     covariates: CovariatesOption = None,
     layout: LayoutOption = None,
     zone: ZoneOption = "UTC",
     max_gap: GapOption = 1.5,
     period: PeriodOption = 0.25,
     columns: ColumnsOption = "",
+    scale: ScaleOption = 1.0,
     seed: SeedOption = 0,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables as Markdown")] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Set models side by side on every series: a table for each target, of skill over the best naive model."""
     from ..files import whole
-    from ..forecaster.models import MODELS, NAIVE
+    from ..forecaster.models import LEARNED, MODELS, NAIVE
+    from ..forecaster.models.base import UnlikeTraining
+    from .forecast_backtest import check_models
     from .forecast_compare import cases_of, compare, markdown, tables
 
-    settings = _settings(hidden, epochs, device)
+    names = _names(models or ",".join(MODELS))
+    check_models(names)
+    console = people(json_file)
+    settings = _settings(hidden, epochs, device, console, trains=any(name in LEARNED for name in names))
     if out is not None and not out.absolute().parent.is_dir():
         raise InputError(f"--out {out}", "its folder does not exist", "Make the folder first")
-    names = _names(models or ",".join(MODELS))
     options = _options(zone, max_gap, columns, period)
-    training, tests = (_read_all(files, layout, options, covariates) for files in (train or [], test))
+    training, tests = (_read_all(files, layout, options, covariates, scale) for files in (train or [], test))
     cases = cases_of(training, tests, folds, across=across)
-    with progress_bar() as progress:
+    with progress_bar() as progress, plain_warnings(UnlikeTraining) as unlike:
         total = sum(len(parts) for _, parts in cases) * len(dict.fromkeys([*NAIVE, *names]))
         bar = progress.add_task("comparing", total=total)
         result = compare(cases, names, seed, lambda: progress.advance(bar), settings)
-    console = people(json_file)
+    result["scale_w"], result["warnings"] = scale, unlike
     for target, headings, rows in tables(result):
         table = Table(*headings, box=box.SIMPLE, title=target, title_justify="left")
         for row in rows:
@@ -249,14 +264,22 @@ def _print_value(result: dict[str, Any], console: Console) -> None:
         console.print("† knows the arrivals to come, so it does not compete", style="dim")
 
 
-def _settings(hidden: int, epochs: int, device: str) -> TrainSettings:
+def _settings(hidden: int, epochs: int, device: str, console: Console, *, trains: bool) -> TrainSettings:
+    """How networks are trained, where there are any to train: then it says on which device."""
+    from dataclasses import replace
+
     from ..forecaster.models.learned import TrainSettings
 
-    if device not in ("cpu", "cuda"):
-        raise InputError(f"--device {device}", "is unknown", "Use cpu or cuda")
     if hidden % 4:
         raise InputError(f"--hidden {hidden}", "is no multiple of 4", "Give 32, say")
-    return TrainSettings(hidden=hidden, epochs=epochs, device=device)
+    settings = TrainSettings(hidden=hidden, epochs=epochs, device=device)
+    if not trains:
+        return settings
+    from ..forecaster.training import device_of  # PyTorch is loaded only by those who train
+
+    chosen = device_of(device)
+    console.print(f"networks train on {chosen}", style="dim")
+    return replace(settings, device=chosen)
 
 
 def _names(text: str) -> list[str]:
@@ -269,20 +292,25 @@ def _options(zone: str, max_gap: float, columns: str, period: float) -> Options:
     return Options(zone, max_gap, tuple(_names(columns)), period)
 
 
-def _read_all(files: list[str], layout: str | None, options: Options, covariates: str | None) -> list[Telemetry]:
+def _read_all(
+    files: list[str], layout: str | None, options: Options, covariates: str | None, scale_w: float
+) -> list[Telemetry]:
     """Files of power with the covariates that are asked for; what was left out on reading is told."""
     from dataclasses import replace
 
+    import numpy as np
+
     series = [_read(file, layout, options) for file in files]
+    series = [replace(t, scale_w=np.full(len(t.channels), scale_w)) for t in series]
     for warning in dict.fromkeys(warning for telemetry in series for warning in telemetry.warnings):
-        Console(stderr=True).print(f"warning: {warning}", markup=False, soft_wrap=True)
+        tell(warning)
     if covariates is None:
         return series
     wanted = [] if covariates == "none" else _names(covariates)
     for telemetry in series:
         if missing := [name for name in wanted if name not in telemetry.covariates]:
-            there = ", ".join(telemetry.covariates) or "none"
-            raise InputError(telemetry.source, f"has no covariate {missing[0]}", f"It has {there}")
+            there = " or ".join(filter(None, [", ".join(telemetry.covariates), "none"]))
+            raise InputError(telemetry.source, f"has no covariate {missing[0]}", f"Give --covariates {there}")
     return [replace(t, covariates={name: t.covariates[name] for name in wanted}) for t in series]
 
 

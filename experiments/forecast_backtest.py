@@ -82,6 +82,15 @@ def folds_of(train: Sequence[Telemetry], test: Sequence[Telemetry], folds: int =
     return found
 
 
+def check_models(models: Sequence[str]) -> None:
+    """Raises `InputError` for unknown models and files of weights that do not hold: before the work, not after it."""
+    for name in models:
+        if name not in MODELS and not name.endswith(WEIGHTS):
+            raise InputError(f"--models {name}", "is unknown", f"Use some of {', '.join(MODELS)}, or a {WEIGHTS} file")
+        if name not in MODELS:
+            load_model(Path(name))
+
+
 def backtest(
     folds: Sequence[Fold],
     models: Sequence[str],
@@ -107,11 +116,7 @@ def backtest(
     Raises:
         InputError: A model is unknown, or there is nothing to judge.
     """
-    for name in models:
-        if name not in MODELS and not name.endswith(WEIGHTS):
-            raise InputError(f"--models {name}", "is unknown", f"Use some of {', '.join(MODELS)}, or a {WEIGHTS} file")
-        if name not in MODELS:
-            load_model(Path(name))  # before an hour of training rather than after
+    check_models(models)
     if not folds:
         raise InputError("--test", "no series to judge on", "Give at least one file")
     losses = {name: _losses(name, folds, seed, tick, settings) for name in dict.fromkeys([*NAIVE, *models])}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -66,6 +69,37 @@ def progress_bar(console: Console | None = None) -> Progress:
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=console or Console(stderr=True))
+
+
+def tell(text: str) -> None:
+    """Warns in a line on standard error."""
+    Console(stderr=True, highlight=False).print(f"warning: {text}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def plain_warnings(kind: type[Warning]) -> Iterator[list[str]]:
+    """Tells each warning of a kind once, in a line of its own without the line of code it comes from; yields them."""
+    told: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", kind)
+        usual = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if not issubclass(category, kind):
+                usual(message, category, filename, lineno, file, line)
+            elif str(message) not in told:
+                told.append(str(message))
+                tell(str(message))
+
+        warnings.showwarning = show
+        yield told
 
 
 def write_json(result: dict[str, Any], json_file: str | None) -> None:

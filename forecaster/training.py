@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, float], None]
 """Called after each pass with its number, how many there may be, and the validation loss."""
 Views = Sequence[tuple[Floats, Floats]]
-
 TOGETHER = 8
 """Frames of equal length that are validated at once."""
 WARM_UP_S = 32
@@ -52,9 +51,7 @@ def train(model: Learned, frames: Sequence[Frame], views: Views, rng: np.random.
         InputError: PyTorch has no such device here.
     """
     settings = model.settings
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda", "PyTorch finds no CUDA device", "Use --device cpu")
-    device = torch.device(settings.device)
+    device = torch.device(device_of(settings.device))
     seed = int(rng.integers(2**63 - 1))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -72,6 +69,18 @@ def train(model: Learned, frames: Sequence[Frame], views: Views, rng: np.random.
                 model.progress(run.epoch, settings.epochs, run.best_loss)
             run.save()
     return {name: value.double().cpu().numpy() for name, value in run.best.items()}
+
+
+def device_of(name: str) -> str:
+    """Where PyTorch computes, by a name of :data:`.models.learned.DEVICES`: ``auto`` is a GPU if it finds one.
+
+    Raises:
+        InputError: There is no such device here.
+    """
+    there = name != "cpu" and torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise InputError("--device cuda", "PyTorch finds no CUDA device", "Use --device cpu")
+    return "cuda" if there else "cpu"
 
 
 @contextmanager

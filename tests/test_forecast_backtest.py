@@ -11,7 +11,7 @@ import pytest
 
 from llmcluster.experiments.forecast import spread
 from llmcluster.experiments.forecast_backtest import backtest, folds_of
-from llmcluster.forecaster import TARGETS
+from llmcluster.forecaster import TARGETS, shipped
 from llmcluster.forecaster.bootstrap import interval, resampled_sums
 from llmcluster.forecaster.models import NAIVE, make_model
 from llmcluster.forecaster.telemetry import Telemetry
@@ -19,6 +19,7 @@ from llmcluster.simulator.errors import InputError
 
 DATA = Path(os.environ.get("LLMCLUSTER_DATA", Path(__file__).parents[1] / "../shared/data")) / "vllm_serving"
 measured = pytest.mark.skipif(not DATA.is_dir(), reason="the published telemetry is not under LLMCLUSTER_DATA")
+SHIPPED = Path(shipped.__file__).with_name("gru.safetensors")
 FIGURES = {"mae_w", "rmse_w", "pinball_w", "coverage_80", "skill", "pinball_skill"}
 
 
@@ -214,16 +215,32 @@ def test_the_engines_counters_are_joined(call: Callable[..., Any]) -> None:
         "epoch_s,num_requests_running\n" + "".join(f"{start + i},{i % 5}\n" for i in range(800))
     )
     write(wave(800, "other.csv"))
-    code, _, err = call("backtest", "--train", "power.csv+engine.csv", "--test", "other.csv", "--models", "ridge-ar")
-    assert code == 2
-    assert "other.csv: has no running. The model was fitted with running" in err
+    across = (
+        "backtest",
+        "--train",
+        "power.csv+engine.csv",
+        "--test",
+        "other.csv",
+        "--models",
+        "ridge-ar",
+        "--json",
+        "-",
+    )
+    code, out, err = call(*across)
+    assert code == 0, err
+    text = "other.csv: has no covariate that ridge-ar was fitted with (running); it forecasts from power alone"
+    assert json.loads(out)["warnings"] == [text]
+    assert err.count(f"warning: {text}") == 1
     assert call("backtest", "--test", "power.csv+engine.csv", "--models", "ridge-ar")[0] == 0
 
 
 def test_bad_input_is_told(call: Callable[..., Any]) -> None:
     write(wave(800, "a.csv"))
+    Path("a.safetensors").write_bytes(b"PK\x03\x04 a zip archive, or a pickle")
     for arguments, message in (
-        (("--test", "nothing.csv"), "nothing.csv: no such file"),
+        (("--test", "nothing.csv"), "nothing.csv: no such file. Check the path\n"),
+        (("--test", "nothing.csv", "--models", "oracle"), "--models oracle: is unknown"),
+        (("--test", "nothing.csv", "--models", "a.safetensors"), "a.safetensors: is no safetensors file"),
         (("--test", "a.csv", "--models", "oracle"), "--models oracle: is unknown. Use some of persistence"),
         (("--test", "a.csv", "--train", "a.csv"), "a.csv: is given to train and to test on"),
         (("--test", "a.csv", "--layout", "xml"), "no reader for 'xml'"),
@@ -234,6 +251,21 @@ def test_bad_input_is_told(call: Callable[..., Any]) -> None:
         assert message in err
         assert "Traceback" not in err
     assert "Example: llmcluster forecast backtest" in call("backtest", "--help")[1]
+
+
+def test_the_shipped_model_is_judged_on_power_alone(call: Callable[..., Any]) -> None:
+    write(wave(900, "a.csv"))
+    covered = {}
+    for scale in ("1", "400"):
+        code, out, err = call("backtest", "--test", "a.csv", "--models", SHIPPED, "--scale", scale, "--json", "-")
+        assert code == 0, err
+        result = json.loads(out)
+        told = " ".join(result["warnings"])
+        assert "a.csv: has no covariate that gru was fitted with (running, waiting" in told
+        assert ("--scale" in told) == (scale == "1")
+        assert result["scale_w"] == float(scale)
+        covered[scale] = result["results"][str(SHIPPED)]["mean_30s"]["coverage_80"]
+    assert covered["1"] < 0.1 < 0.3 < covered["400"]
 
 
 @measured

@@ -112,6 +112,8 @@ def test_bad_arguments_are_refused(call: Callable[..., Any]) -> None:
         (("--models", "tarot"), "--models tarot: is unknown"),
         (("--hidden", 5), "is no multiple of 4"),
         (("--device", "tpu"), "--device tpu"),
+        (("--test", "gone.csv", "--models", "tarot"), "--models tarot: is unknown"),
+        (("--test", "gone.csv"), "gone.csv: no such file. Check the path"),
     ):
         code, _, err = call("forecast", "compare", "--test", file, *given)
         assert code == 2 and fault in err

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,38 +18,9 @@ from llmcluster.forecaster.models.least_squares import Moments
 from llmcluster.forecaster.targets import targets_of
 from llmcluster.forecaster.telemetry import Telemetry
 from llmcluster.simulator.errors import InputError
+from llmcluster.tests.telemetries import QUICK, fitted, load, ready, series
 
 Values = Any
-QUICK = TrainSettings(hidden=8, epochs=2, window_s=128, stride_s=5)
-
-
-def series(power_w: Values, **more: Any) -> Telemetry:
-    power = np.array(power_w, float)
-    power = power[:, None] if power.ndim == 1 else power
-    return Telemetry(power, tuple(f"gpu{i}" for i in range(power.shape[1])), **more)
-
-
-def load(rng: np.random.Generator, seconds: int = 600, channels: int = 2) -> Telemetry:
-    """Power that follows requests, which come in waves."""
-    running = 4 + 3 * np.sin(np.arange(seconds) / 40)[:, None] + rng.normal(size=(seconds, channels)).cumsum(axis=0) / 9
-    power = 90 + 50 * np.clip(running, 0, 5) + rng.normal(0, 4, (seconds, channels))
-    return series(power, covariates={"running": running, "waiting": np.maximum(running - 5, 0)})
-
-
-def fitted(name: str, train: Telemetry, seed: int = 0) -> Any:
-    model = make_model(name)
-    if isinstance(model, Learned):
-        model.settings = QUICK
-    model.fit([train], np.random.default_rng(seed))
-    return model
-
-
-@cache
-def ready(name: str) -> Any:
-    """A model that has been fitted on two channels with covariates."""
-    return fitted(name, load(np.random.default_rng(4)))
-
-
 # Targets, frames
 
 
@@ -140,8 +110,6 @@ def test_ridge_forecasts_what_a_covariate_announces() -> None:
     assert knows_not.covariates == ()
     error = [figures(m.backtest(told))["mae_w"][0] for m in (knows, knows_not)]
     assert error[0] < 0.2 < 50 < error[1]
-    with pytest.raises(InputError, match="has no waiting"):
-        knows.predict(series(power))
 
 
 def test_ridge_is_least_squares_and_shrinks() -> None:
@@ -281,13 +249,6 @@ def test_bad_use_is_told(name: str) -> None:
         model.fit([ramp(250)], np.random.default_rng(0))
     with pytest.raises(InputError, match="too short"):
         model.fit([], np.random.default_rng(0))
-
-
-def test_covariates_must_be_given_to_a_model_that_reads_them() -> None:
-    model = fitted("ridge-ar", load(np.random.default_rng(11)))
-    model.reset(2)
-    with pytest.raises(InputError, match="covariates: running: is missing"):
-        model.update(np.ones(2))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -483,15 +444,6 @@ def test_sums_of_slots_are_calibrated_apart(name: str) -> None:
     model.reset(2)
     last = model.update(power, dict(both.covariates))
     np.testing.assert_allclose(last, model.predict(both)[-1], rtol=1e-9, atol=1e-5)
-
-
-def test_covariates_of_the_last_second_may_be_given_alone() -> None:
-    model, test = ready("gru"), load(np.random.default_rng(27), 20)
-    late = {name: np.where(np.arange(20)[:, None] == 19, values, np.nan) for name, values in test.covariates.items()}
-    model.reset(2)
-    long = model.update(test.power_w, late)
-    model.reset(2)
-    assert np.array_equal(model.update(test.power_w, {name: values[-1] for name, values in late.items()}), long)
 
 
 def test_forecasting_needs_no_torch() -> None:

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from llmcluster.forecaster import weights as weights_module
 from llmcluster.forecaster.models import MODELS, Model, make_model
 from llmcluster.forecaster.models.learned import Learned, TrainSettings
 from llmcluster.forecaster.telemetry import Telemetry
+from llmcluster.forecaster.training import device_of
 from llmcluster.forecaster.weights import FORMAT, load_model, save_model
 from llmcluster.simulator.errors import InputError
 
@@ -127,6 +129,8 @@ def test_train_writes_the_best_seed_with_its_card_and_backtest_takes_it(call: Ca
     assert card["covariates"] == ["temperature_c"]
     assert set(card["figures"]) == {"fit", "validation", "calibration"}
     assert "seed 1: validation" in err
+    chosen = "cuda" if torch.cuda.is_available() else "cpu"
+    assert card["settings"]["device"] == chosen and f"networks train on {chosen}" in err
 
     before = Path("out/gru.safetensors").read_bytes()
     assert call(*arguments)[0] == 0  # nothing is left to train
@@ -139,6 +143,17 @@ def test_train_writes_the_best_seed_with_its_card_and_backtest_takes_it(call: Ca
     assert set(json.loads(out)["results"]) == {"ewma", "out/gru.safetensors"}
 
 
+def test_the_device_is_what_is_asked_for_and_there(call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    there = torch.cuda.is_available()
+    assert [device_of(name) for name in ("cpu", "auto")] == ["cpu", "cuda" if there else "cpu"]
+    if not there:
+        write(0, "a.csv")
+        code, _, err = call("train", "--train", "a.csv", "--out", "out", "--device", "cuda")
+        assert code == 2 and "--device cuda: PyTorch finds no CUDA device. Use --device cpu" in err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [device_of(name) for name in ("cpu", "auto", "cuda")] == ["cpu", "cuda", "cuda"]
+
+
 def test_covariates_can_be_chosen(call: Callable[..., Any]) -> None:
     write(0, "a.csv")
     arguments = ("train", "--model", "ridge-ar", "--train", "a.csv", "--out", "out", "--seeds", "1", "--covariates")
@@ -148,13 +163,14 @@ def test_covariates_can_be_chosen(call: Callable[..., Any]) -> None:
     assert load_model(Path("out/ridge-ar.safetensors"))[0].covariates == ("temperature_c",)
     code, _, err = call(*arguments, "waiting")
     assert code == 2
-    assert "a.csv: has no covariate waiting. It has temperature_c" in err
+    assert "a.csv: has no covariate waiting. Give --covariates temperature_c or none" in err
 
 
 def test_bad_training_is_told(call: Callable[..., Any]) -> None:
     write(0, "a.csv")
     for arguments, message in (
         (("--model", "oracle"), "model 'oracle': is unknown"),
+        (("--model", "oracle", "--train", "gone.csv"), "model 'oracle': is unknown"),
         (("--device", "tpu"), "--device tpu: is unknown"),
         (("--hidden", "10"), "--hidden 10: is no multiple of 4"),
     ):

@@ -258,13 +258,16 @@ def test_the_simulators_seconds(tmp_path: Path) -> None:
         "energy_j": np.zeros(6),
         "metered_w": np.arange(6.0),
         "running": np.arange(6, dtype=np.int32) * 10,
-        "kv_used": np.zeros(6),
+        "kv_used": np.arange(6) / 8,
+        "clock_ratio": np.ones(6),
     }
     pq.write_table(pa.table(columns), tmp_path / "seconds.parquet")
     telemetry = read_telemetry(tmp_path / "seconds.parquet")
     assert telemetry.channels == ("s0", "s1")
     assert telemetry.power_w.tolist() == [[0, 1], [2, 3], [4, 5]]
     assert telemetry.covariates["running"].tolist() == [[0, 10], [20, 30], [40, 50]]
+    assert telemetry.covariates["kv_used"].tolist() == [[0, 0.125], [0.25, 0.375], [0.5, 0.625]]
+    assert set(telemetry.covariates) == {"running", "kv_used"}
     pq.write_table(pa.table({"second": [1]}), tmp_path / "other.parquet")
     with pytest.raises(InputError, match="no column slot"):
         read_telemetry(tmp_path / "other.parquet")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -21,6 +22,10 @@ from ..telemetry import COVARIATES, Telemetry
 SUMMED = "slots"
 """Covariate that tells channels that are sums of several slots."""
 COVERAGE = QUANTILES[-1] - QUANTILES[0]
+
+
+class UnlikeTraining(UserWarning):
+    """Telemetry is unlike what a model was fitted on: it lacks covariates, or its power is on another scale."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Model(ABC):
     """A forecaster that is fitted, then judged on a series or fed with samples; see :class:`Forecaster`.
 
     All a fitted model knows is in ``weights`` and ``covariates``. It computes in units of the channels' scale.
+    Covariates that telemetry or samples lack are unknown to it: it warns, and takes their means of training instead.
 
     Attributes:
         weights: Fitted figures by name.
@@ -88,7 +94,8 @@ class Model(ABC):
             Watts, (T, C, 4, 3); ``nan`` for channels that have had no reading so far.
         """
         self._check_fitted()
-        frame = frame_of(telemetry, self._present(telemetry))
+        self._tell_lacking(telemetry.covariates, telemetry.source)
+        frame = frame_of(telemetry, self.covariates)
         forecast = (
             self._finished(self._predict(frame), self._kinds(frame.covariates)) * telemetry.scale_w[:, None, None]
         )
@@ -115,7 +122,7 @@ class Model(ABC):
         Args:
             power_w: Watts, (C,) or (n, C) with the oldest first; ``nan`` where there is no reading.
             covariates: The covariates of ``self.covariates``, in the same shape; or (C,), as they are at
-                the last sample.
+                the last sample. Of those that are not given nothing new is known.
 
         Returns:
             Watts, (C, 4, 3); ``nan`` for channels that have had no reading so far.
@@ -185,23 +192,25 @@ class Model(ABC):
         if not self.covariates:
             return np.empty((*shape, 0))
         given = covariates or {}
+        if self._tell_lacking(given, "samples"):
+            like = next((np.shape(given[name]) for name in self.covariates if name in given), shape[1:])
+            given = {name: np.full(like, np.nan) for name in self.covariates} | dict(given)
         try:
             table = np.array([given[name] for name in self.covariates], np.float64)
-        except (KeyError, ValueError):
+        except ValueError:
             table = np.empty(0)
         if table.shape[1:] == shape[1:]:
             return np.ascontiguousarray(table.T)[None]
         if table.shape[1:] == shape:
             return np.ascontiguousarray(np.moveaxis(table, 0, -1))
         for name in self.covariates:
-            found = np.atleast_2d(given.get(name, ())).shape
+            found = np.atleast_2d(given[name]).shape
             if found not in (shape, (1, channels)):
-                problem = f"has shape {found}, power {shape}" if name in given else "is missing"
+                problem = f"has shape {found}, power {shape}"
                 break
         else:
             name, problem = self.covariates[0], "is of another length than the others"
-        names = ", ".join(self.covariates)
-        raise InputError(f"covariates: {name}", problem, f"The model was fitted with {names}")
+        raise InputError(f"covariates: {name}", problem, "Give all of them as power is, or all as (C,)")
 
     def _take(self, power: Floats, inputs: Floats) -> None:
         known = ~np.isnan(power)
@@ -253,9 +262,15 @@ class Model(ABC):
         if "widen" not in self.weights:
             raise InputError(self.name, "the model is not fitted", "Call fit first")
 
-    def _present(self, telemetry: Telemetry) -> tuple[str, ...]:
-        if missing := [name for name in self.covariates if name not in telemetry.covariates]:
-            raise InputError(
-                telemetry.source, f"has no {missing[0]}", f"The model was fitted with {', '.join(self.covariates)}"
-            )
-        return self.covariates
+    def _tell_lacking(self, there: Collection[str], source: str) -> bool:
+        """Whether covariates are lacking, which is warned of: by default, Python shows a warning once."""
+        lacking = [name for name in self.covariates if name not in there]
+        if not lacking:
+            return False
+        names = ", ".join(lacking)
+        if len(lacking) < len(self.covariates):
+            text = f"has no {names}; {self.name} takes their means of training in their place"
+        else:
+            text = f"has no covariate that {self.name} was fitted with ({names}); it forecasts from power alone"
+        warnings.warn(f"{source}: {text}", UnlikeTraining, stacklevel=3)
+        return True

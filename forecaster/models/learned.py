@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from copy import copy
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...errors import InputError
 from ..base import QUANTILES, TARGETS
 from ..frames import FIT, Floats, Frame
-from .base import Model
+from ..telemetry import Telemetry
+from .base import Model, UnlikeTraining
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +27,7 @@ HALF_LIVES_S = np.array([4.0, 15.0, 60.0, 240.0])
 LEVELS = 1 + len(HALF_LIVES_S)
 MOST = 5.0
 """Inputs are cut at so many deviations of training."""
+DEVICES = ("auto", "cpu", "cuda")
 State = dict[str, Floats]
 
 
@@ -40,7 +44,7 @@ class TrainSettings:
         stride_s: Seconds from one step of the core to the next; forecasts follow power every second all the same.
         learning_rate: That of AdamW at its highest.
         weight_decay: That of AdamW.
-        device: Where PyTorch computes.
+        device: Where PyTorch computes: ``cpu``, ``cuda``, or ``auto`` for a GPU if there is one.
     """
 
     hidden: int = 32
@@ -52,6 +56,11 @@ class TrainSettings:
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Checks the device's name."""
+        if self.device not in DEVICES:
+            raise InputError(f"--device {self.device}", "is unknown", f"Use one of {', '.join(DEVICES)}")
 
 
 class Learned(Model):
@@ -66,6 +75,15 @@ class Learned(Model):
     settings: TrainSettings = TrainSettings()
     progress: Progress | None = None
     checkpoint: Path | None = None
+
+    def predict(self, telemetry: Telemetry) -> Floats:
+        """See :class:`Model`; warns where most of the power is beyond what the network can see of it."""
+        forecast = super().predict(telemetry)
+        far = np.abs(self._standard_power(telemetry.power_w / telemetry.scale_w)) > MOST
+        if far.sum() > telemetry.known.sum() / 2:
+            text = f"power is far from all that {self.name} was fitted on; its scale should be as then (--scale)"
+            warnings.warn(f"{telemetry.source}: {text}", UnlikeTraining, stacklevel=2)
+        return forecast
 
     def _learn(self, frames: Sequence[Frame], rng: np.random.Generator) -> None:
         from ..training import train

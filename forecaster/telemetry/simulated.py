@@ -12,7 +12,7 @@ from .options import Options
 from .resample import Samples, telemetry_of
 from .series import Telemetry
 
-COVARIATES = ("running", "waiting", "prompt_tokens", "output_tokens", "temperature_c")
+COVARIATES = ("running", "waiting", "prompt_tokens", "output_tokens", "temperature_c", "kv_used")
 NEEDED = ("second", "slot")
 POWER = ("metered_w", "energy_j")
 """What the meter said, or where there is no meter the joules of the second."""
