@@ -1,0 +1,1 @@
+"""Inference servers: their metrics, their sleep, and what starts and stops them."""

@@ -1,0 +1,1 @@
+"""GPUs through NVML: readings and power limits."""
