@@ -100,6 +100,7 @@ class Gru(Learned):
             w["head.weight"].T,
             w["through.weight"].T,
             w["head.bias"],
+            w["bend.weight"].T,
             share / share.sum(axis=-1, keepdims=True),
             widen,
         )
@@ -107,7 +108,8 @@ class Gru(Learned):
         beside, gates, heads = len(self.covariates), 3 * size, len(TARGETS) * len(QUANTILES)
         told = len(widen) > 1 and SUMMED in self.covariates
         due = [(4,), (beside,), (beside,), (LEVELS - 1,), (inputs, gates), (gates,), (size, gates), (gates,)]
-        due += [(size, heads), (inputs, heads), (heads,), (len(TARGETS), LEVELS), (1 + told, len(TARGETS))]
+        both = heads + size
+        due += [(size, both), (inputs, both), (both,), (size, heads), (len(TARGETS), LEVELS), (1 + told, len(TARGETS))]
         if [row.shape for row in rows] != due:  # what is compiled does not look where it reads
             raise InputError(self.name, "the weights do not fit together", "Fit the model anew")
         which = self.covariates.index(SUMMED) if told else 0
