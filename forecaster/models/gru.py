@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...errors import InputError
-from ..base import QUANTILES, TARGETS
+from ..base import QUANTILES, TARGETS, Covariates
 from ..frames import Floats, Frame
 from .base import SUMMED
 from .learned import HALF_LIVES_S, LEVELS, MOST, Learned, State, sigmoid
@@ -59,7 +58,7 @@ class Gru(Learned):
 
         self._packed = self._pack(fused.Packed, 0.0, self.weights["widen"])
 
-    def update(self, power_w: Floats, covariates: Mapping[str, Floats] | None = None) -> Floats:
+    def update(self, power_w: Floats, covariates: Covariates | None = None) -> Floats:
         """See :class:`Model`; all samples in one compiled call."""
         from .. import fused  # modules are not kept, so that a model can be copied and pickled
 

@@ -38,12 +38,14 @@ class TrainSettings:
     Attributes:
         hidden: Width of the network.
         epochs: Passes over the training part at most.
-        patience: Passes without a better validation after which it stops.
+        patience: Passes without a better validation after which it stops; more where a pass is few steps.
         batch: Windows to a step.
         window_s: Length of a window.
         stride_s: Seconds from one step of the core to the next; forecasts follow power every second all the same.
         learning_rate: That of AdamW at its highest.
         weight_decay: That of AdamW.
+        blind: Share of windows in which it does not see some groups of covariates, or any, so that it learns to do
+            without.
         device: Where PyTorch computes: ``cpu``, ``cuda``, or ``auto`` for a GPU if there is one.
     """
 
@@ -55,6 +57,7 @@ class TrainSettings:
     stride_s: int = 1
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
+    blind: float = 0.0
     device: str = "cpu"
 
     def __post_init__(self) -> None:
