@@ -112,13 +112,13 @@ class _Windows:
         mean, deviation = model.weights["power_mean"], model.weights["power_deviation"]
         for frame, (inputs, levels) in zip(frames, views, strict=True):
             rows = frame.rows(part)
+            seconds = np.flatnonzero(rows.any(axis=1))
+            if not len(seconds):
+                continue
             truth = np.where(rows[..., None], (frame.truth - mean) / deviation, np.nan)
             series = (inputs, levels, truth)
             index = len(self._series)
             self._series.append(tuple(torch.tensor(x, dtype=torch.float32, device=device) for x in series))  # type: ignore[arg-type]
-            seconds = np.flatnonzero(rows.any(axis=1))
-            if not len(seconds):
-                continue
             begin, end = max(int(seconds[0]) - WARM_UP_S, 0), int(seconds[-1]) + 1
             stride = self._length // 2
             for start in range(begin, max(end - self._length, begin) + stride, stride):
@@ -180,9 +180,8 @@ class _Windows:
         """Mean pinball loss over whole series, in deviations of training."""
         total, count = 0.0, 0
         network.eval()
-        judged = [series for series in self._series if not torch.isnan(series[2]).all()]
-        judged.sort(key=lambda series: len(series[0]))
-        for _, alike in groupby(judged, key=lambda series: len(series[0])):
+        by_length = sorted(self._series, key=lambda series: len(series[0]))
+        for _, alike in groupby(by_length, key=lambda series: len(series[0])):
             group = list(alike)
             for first in range(0, len(group), TOGETHER):
                 some = group[first : first + TOGETHER]
