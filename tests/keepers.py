@@ -62,12 +62,13 @@ def keeper_thread(
 @contextmanager
 def _served(custody: Custody, socket: Path, uids: Collection[int], lease_s: float) -> Iterator[None]:
     listener = listen(socket, uids)
-    loop, stop = asyncio.new_event_loop(), asyncio.Event()
+    stop = asyncio.Event()
+    runner = asyncio.Runner()
+    loop = runner.get_loop()
 
     def serve() -> None:
-        loop.run_until_complete(custody.restore())
-        loop.run_until_complete(Keeper(custody, uids, lease_s).serve(listener, stop))
-        loop.close()
+        with runner:
+            runner.run(Keeper(custody, uids, lease_s).serve(listener, stop))
 
     thread = threading.Thread(target=serve)
     thread.start()

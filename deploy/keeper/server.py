@@ -90,8 +90,12 @@ class Keeper:
                 logger.info("the lease of process %d ends", peer.pid)
                 self._holder = None
                 await self._custody.restore()
+            writer.close()  # only now, so that who sees it closed knows that all is restored
+            with suppress(OSError, TimeoutError):
+                async with asyncio.timeout(FAREWELL_S):
+                    await writer.wait_closed()
+            writer.transport.abort()
             del self._peers[task]
-            writer.close()  # last, so that who sees it closed knows that all is restored
 
     async def _attend(self, peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answers one request after the other until the connection ends, or the lease does."""
