@@ -38,13 +38,6 @@ BUSY = GpuState(
 
 
 @pytest.fixture
-def gpus(tmp_path: Path) -> Iterator[EmulatedGpus]:
-    made = emulated(tmp_path)
-    with made.bound():
-        yield made
-
-
-@pytest.fixture
 def session(gpus: EmulatedGpus) -> Iterator[NvmlSession]:
     opened = NvmlSession(["0", "1"], timeout_s=0.25, clock=lambda: 17.0)
     yield opened
