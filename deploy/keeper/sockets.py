@@ -59,8 +59,11 @@ def is_answered(path: Path) -> bool:
             attempt.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError):
             return False
-        except OSError:
+        except TimeoutError:  # somebody listens, and is busy
             return True
+        except OSError as fault:
+            remedy = "Give the path of a socket of one's own, of at most 107 characters"
+            raise InputError(str(path), f"cannot be a keeper's socket ({fault})", remedy) from fault
         return True
 
 
@@ -71,7 +74,8 @@ def listen(path: Path, uids: Collection[int]) -> socket.socket:
     they are decides, as it does anyway.
 
     Raises:
-        InputError: The folder is open to others, something else lies there, or a keeper listens there already.
+        InputError: It cannot be made or given to that user, the folder is open to others, something else lies there, or
+            a keeper listens there already.
     """
     check_folder(path.parent)
     if path.exists() and not path.is_socket():
@@ -83,17 +87,15 @@ def listen(path: Path, uids: Collection[int]) -> socket.socket:
     before = os.umask(0o177)  # the socket is nobody else's from the start
     try:
         listener.bind(str(path))
+        if len(uids) > 1:
+            path.chmod(0o666)
+        else:
+            os.chown(path, next(iter(uids)), -1)
     except OSError as fault:
-        raise InputError(
-            str(path), f"cannot listen there ({fault})", "Give a path of at most 107 characters"
-        ) from fault
+        listener.close()
+        path.unlink(missing_ok=True)
+        raise InputError(str(path), f"cannot listen there ({fault})", "Run the keeper as root") from fault
     finally:
         os.umask(before)
-    if len(uids) > 1:
-        path.chmod(0o666)
-    else:
-        (owner,) = uids
-        if owner != os.geteuid():
-            os.chown(path, owner, -1)
     listener.listen()
     return listener
