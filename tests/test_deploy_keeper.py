@@ -19,7 +19,7 @@ from llmcluster.deploy.keeper.client import KeeperClient
 from llmcluster.deploy.keeper.errors import DeniedError, KeeperError, KeeperGoneError, LeaseError
 from llmcluster.deploy.keeper.originals import Original, load, save
 from llmcluster.deploy.keeper.server import MOST_PEERS
-from llmcluster.deploy.keeper.sockets import check_folder, listen
+from llmcluster.deploy.keeper.sockets import alone, check_folder, listen
 from llmcluster.deploy.nvml import errors
 from llmcluster.deploy.readings import Limits
 from llmcluster.deploy.rehearsal.nvml import WRITES, Call, EmulatedGpus
@@ -278,7 +278,7 @@ def test_a_keeper_that_ends_restores_and_leaves_nothing_behind(
         keeper.send_signal(number)
         assert keeper.wait(20) == 0
         assert is_untouched(gpus)
-        assert {file.name for file in path.parent.iterdir()} == {"nvml.state"}
+        assert {file.name for file in path.parent.iterdir()} == {"nvml.state", "keeper.sock.lock"}
         with pytest.raises(KeeperGoneError):
             client.beat()
         with pytest.raises(KeeperGoneError, match=r"cannot connect .*python -m llmcluster\.deploy\.keeper"):
@@ -322,8 +322,7 @@ def test_restoring_alone_is_a_command(gpus: EmulatedGpus, path: Path) -> None:
     gpus.fail_init(0)
     with keeper_thread(path):
         done = subprocess.run(command(path, "--restore"), **run)
-        KeeperClient(path).close()
-    assert (done.returncode, "a keeper listens there already" in done.stderr) == (2, True)
+    assert (done.returncode, "a keeper is here already" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -349,14 +348,13 @@ def test_a_state_file_that_is_none_is_refused(tmp_path: Path, text: str) -> None
 def test_the_socket_is_its_owners_alone(gpus: EmulatedGpus, path: Path) -> None:
     with keeper_thread(path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        with pytest.raises(InputError, match="a keeper listens there already"):
-            listen(path, [0])
-        KeeperClient(path, control=False).close()  # the one that listens is none the worse for it
+        with pytest.raises(InputError, match="a keeper is here already"), alone(path):
+            raise AssertionError
     path.unlink()
     path.write_text("a file")
     with pytest.raises(InputError, match="is no socket"):
         listen(path, [0])
-    with pytest.raises(InputError, match="cannot be a keeper's socket"):
+    with pytest.raises(InputError, match=r"cannot listen there .*short path"):
         listen(path.with_name("k" * 108), [0])
 
 
