@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, suppress
@@ -198,7 +197,7 @@ class ServerApp:
 
     async def _reload(self, request: Request) -> Response:
         """Reads the weights again, which a sleeper of level 2 needs; it has them as soon as it is awake."""
-        if json.loads(await _body(request) or b"{}").get("method") != "reload_weights":
+        if b"reload_weights" not in await _body(request):
             raise RefusedError("only reload_weights is emulated")
         return JSONResponse({"results": [None]})
 
