@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmcluster.deploy.rehearsal.live import SCENARIO, LiveMachine, LiveRequest, NotServingError
+from llmcluster.deploy.rehearsal.live import SCENARIO, LiveMachine
+from llmcluster.deploy.rehearsal.requests import LiveRequest, NotServingError
 from llmcluster.envs.actions import ClusterAction
 from llmcluster.envs.plant import SimulatedPlant
 from llmcluster.envs.scenario import Scenario, load_scenario

@@ -172,7 +172,7 @@ def test_a_client_that_goes_frees_its_place(servers: EmulatedServers) -> None:
         return servers.call(servers.machine.queues, 0) == (0, 0, 0.0)
 
     soon(free)
-    assert servers.call(lambda: servers.apps[0].metrics.text()).count(b'finished_reason="abort"') == 1
+    assert servers.call(lambda: servers.apps[0].metrics.text({})).count(b'finished_reason="abort"') == 1
 
 
 @pytest.mark.parametrize(
@@ -286,6 +286,20 @@ def test_a_killed_server_cuts_its_connections_and_comes_back(servers: EmulatedSe
     assert told["prompt_tokens_total"] == told["generation_tokens_total"] == 0, "another process counts anew"
 
 
+def test_a_server_that_dies_as_it_starts_is_gone(servers: EmulatedServers) -> None:
+    def flicker() -> None:
+        for _ in range(3):
+            servers.machine.kill(0)
+            servers.machine.serve(0)
+        servers.machine.kill(0)
+
+    servers.call(flicker)
+    with pytest.raises(OSError, match="refused"):
+        urlopen(servers.urls[SLOT] + "/health", timeout=20)
+    servers.start(SLOT)
+    soon(lambda: fetch_or_none(servers.urls[SLOT] + "/health") == 503)
+
+
 def fetch_or_none(url: str) -> int | None:
     try:
         return fetch(url)[0]
@@ -302,7 +316,7 @@ def test_faults_slow_silent_lying_and_without_metrics(servers: EmulatedServers) 
     assert len(list(client.completions.create(model=MODEL, prompt=[1], max_tokens=10, stream=True))) == 10
     assert time.monotonic() - begun >= 0.1 + 10 * 0.02
     faults.token_delay_s = faults.delay_s = 0.0
-    servers.apps[0].metrics.lies = {"num_requests_running": -3.0, "generation_tokens": 1.0}
+    faults.lies = {"num_requests_running": -3.0, "generation_tokens": 1.0}
     told = metrics(servers)
     assert told["num_requests_running"] == -3.0 and told["generation_tokens_total"] == 1.0
     faults.metrics_down = True

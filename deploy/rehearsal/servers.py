@@ -117,7 +117,9 @@ class EmulatedServers:
 
     def _stop(self, slot: int) -> None:
         """Cuts whatever is connected to a server, which then listens no more."""
-        server, _ = self._servers.pop(slot)
+        server, task = self._servers.pop(slot)
+        if not server.started:
+            task.cancel()
         server.should_exit = server.force_exit = True
         for listener in getattr(server, "servers", []):
             listener.close()
