@@ -27,7 +27,7 @@ from .fidelity.page import Result, page
 from .fidelity.plots import plot
 from .fidelity.registry import SOURCES, load
 from .fidelity.source import Row, Source
-from .fidelity.sources.mlenergy_sensitivity import VARIANTS, sensitivity
+from .fidelity.sources.mlenergy_sensitivity import ONCE, VARIANTS, sensitivity, sent_once
 from .fidelity.validate import read, validate
 from .output import announce_compilation, progress_bar
 
@@ -75,13 +75,16 @@ def _expected(results: Sequence[Result], progress: Progress) -> Mapping[Level, M
 
 
 def _sensitive(results: Sequence[Result], progress: Progress) -> Mapping[str, Mapping[str, tuple[float, float]]]:
-    """What hangs on the lengths that are assumed of the serving runs, for models where nothing else is in doubt."""
+    """What hangs on what is assumed of the serving runs: lengths for models where nothing else is in doubt, repeats."""
     serving = next((one for one in results if one.document.source == SERVING), None)
     if serving is None:
         return {}
     rows = [row for row in serving.validation.comparison.rows if _is_plain(row)]
-    task = progress.add_task("with other lengths", total=len(VARIANTS))
-    return sensitivity(rows, Catalog.builtin(), SEED, lambda done: progress.update(task, completed=done))
+    task = progress.add_task("with other requests", total=len(VARIANTS) + 1)
+    table = sensitivity(rows, Catalog.builtin(), SEED, lambda done: progress.update(task, completed=done))
+    table[ONCE] = sent_once(serving.validation.comparison.rows, Catalog.builtin(), SEED)
+    progress.update(task, completed=len(VARIANTS) + 1)
+    return table
 
 
 def _is_plain(row: Row) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from llmcluster.experiments.fidelity import registry
 from llmcluster.experiments.fidelity.documents import DOCUMENTS, Document, Target
 from llmcluster.experiments.fidelity.errors import Comparison
+from llmcluster.experiments.fidelity.page import crossed
 from llmcluster.experiments.fidelity.places import spans
 from llmcluster.experiments.fidelity.source import Row, Simulated
 from llmcluster.experiments.fidelity.split import FIT, HELD_OUT, part
@@ -112,6 +113,18 @@ def test_scores_stand_in_the_json_beside_the_errors(folder: Path) -> None:
         toy_source.Toy(), Comparison.of(rows, [row.measured for row in rows], ["power"]), np.random.default_rng(0)
     )
     assert "scores" not in as_json(plain)
+
+
+def test_held_out_errors_are_told_of_each_model_on_each_gpu() -> None:
+    cells = [("M", "A", HELD[0], 1.1), ("M", "A", HELD[1], 1.3), ("N", "B", HELD[0], 0.5), ("N", "A", FITTED[0], 9.0)]
+    rows = [
+        Row(f"x:{n}", setup, {"itl": 1.0, "power": 1.0}, {"gpu": gpu, "model": model})
+        for n, (model, gpu, setup, _) in enumerate(cells)
+    ]
+    compared = Comparison.of(rows, [{"itl": one[-1], "power": 1.0} for one in cells], ("itl", "power"))
+    assert crossed(compared)[1][2:] == ["| M | 20.0 / 0.0 (2) | – |", "| N | – | 50.0 / 0.0 (1) |"]
+    assert crossed(compared.where(gpu="A")) == [], "a single GPU is told of anyway"
+    assert crossed(Comparison.of(rows, [{"power": 1.0}] * 4, ("power",))) == []
 
 
 def test_consecutive_lines_are_joined() -> None:
