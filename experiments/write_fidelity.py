@@ -32,7 +32,7 @@ from .fidelity.validate import read, validate
 from .output import announce_compilation, progress_bar
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGE, MISSES, FIGURES = "fidelity.md", "fidelity-misses.md", "figures"
+PAGE, MISSES, PRIORS, FIGURES = "fidelity.md", "fidelity-misses.md", "fidelity-priors.md", "figures"
 SEED = 0
 SERVING = "mlenergy"
 """The source with many models on more than one GPU."""
@@ -44,19 +44,19 @@ def write_fidelity(documents: Sequence[Document], data: Path, docs: Path) -> Pat
     Args:
         documents: Sources with their files and targets; those without a reader are passed over.
         data: Folder of the measured data.
-        docs: Folder of the page, which holds the hand-written text on misses.
+        docs: Folder of the page, which holds the hand-written text on misses, and what ``write_priors`` wrote.
 
     Returns:
         The page.
     """
-    misses = (docs / MISSES).read_text(encoding="utf-8")
+    misses, priors = ((docs / name).read_text(encoding="utf-8") for name in (MISSES, PRIORS))
     (docs / FIGURES).mkdir(exist_ok=True)
     with progress_bar() as progress:
         results = [_result(one, data, docs, progress) for one in documents if one.source in SOURCES]
         expected = _expected(results, progress)
         sensitive = _sensitive(results, progress)
     with whole(docs / PAGE) as partial:
-        partial.write_text(page(results, misses, expected, sensitive), encoding="utf-8")
+        partial.write_text(page(results, misses, priors, expected, sensitive), encoding="utf-8")
     return docs / PAGE
 
 

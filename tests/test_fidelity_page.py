@@ -16,7 +16,7 @@ from llmcluster.experiments.fidelity.places import spans
 from llmcluster.experiments.fidelity.source import Row, Simulated
 from llmcluster.experiments.fidelity.split import FIT, HELD_OUT, part
 from llmcluster.experiments.fidelity.validate import as_json, assess, read, validate
-from llmcluster.experiments.write_fidelity import DOCS, MISSES, write_fidelity
+from llmcluster.experiments.write_fidelity import DOCS, MISSES, PRIORS, write_fidelity
 from llmcluster.simulator.catalog import Catalog
 from llmcluster.simulator.errors import InputError
 from llmcluster.tests import toy_source
@@ -57,6 +57,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "data" / "toy.csv").write_text("\n".join([toy_source.HEADER, *lines, f"X1,N,{HELD[0]},1,1"]) + "\n")
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / MISSES).write_text("- **toys** miss everything.\n")
+    (tmp_path / "docs" / PRIORS).write_text("| toys | have no priors |\n")
     return tmp_path
 
 
@@ -77,7 +78,7 @@ def test_the_page_says_what_was_found(folder: Path) -> None:
     assert "| scored-toy | held out | power | 2 | 75.0 % | 75.0 … 75.0 % | ≤ 74.0 % | **missed** |" in page
     assert "| scored-toy | model left out | power | 4 | 75.0 % |" in page
     assert "| likeness | 5 | 0.800 | 0.700 … 0.900 | ≥ 0.750 | met |" in page
-    assert "- **toys** miss everything." in page
+    assert "- **toys** miss everything." in page and "| toys | have no priors |" in page
     assert "| N | 4 | 50.0 / 75.0 / 75.0 |" in page
     assert "| M | 1 | 0.0 / – / 100.0 |" in page
     assert "`toy.csv` (" in page

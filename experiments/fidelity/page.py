@@ -34,7 +34,7 @@ of which the first 8 bytes of the SHA-256 of the text, as a big-endian integer m
 each model predicted from figures fitted to the fit rows of the other models, with no factor of its own: what to expect
 of a model that nobody has measured. **Without stalls** are those configurations of `mlenergy` in which neither client
 nor server stalls, see the known misses: measured percentiles of small batches tell. Beside figures shared by all models
-on a GPU there are at most two fitted factors for a model on a GPU at one parallelism."""
+on a GPU there is one fitted factor, of power, for a model on a GPU at one parallelism."""
 
 EXPECTED = """\
 Median errors on the rows of `mlenergy`, by what backs a model on a GPU; `llmcluster simulate` says which it is. In this
@@ -70,6 +70,7 @@ class Result:
 def page(
     results: Sequence[Result],
     misses: str,
+    priors: str,
     expected: Mapping[Level, Mapping[str, float]],
     sensitive: Mapping[str, Mapping[str, tuple[float, float]]],
 ) -> str:
@@ -78,6 +79,7 @@ def page(
     Args:
         results: One for each source.
         misses: What is known of the misses, as Markdown.
+        priors: How the priors of the fits were chosen, as Markdown.
         expected: Errors by what backs the figures.
         sensitive: What changes with assumed lengths, by variant and quantity: median change, and that of its size.
     """
@@ -89,6 +91,8 @@ def page(
         _targets(results),
         *_expected(expected),
         *_sensitive(sensitive),
+        ["## How far a model's own figures are trusted"],
+        [priors.strip()],
         ["## Known misses, and why"],
         [misses.strip()],
         ["## What was measured"],

@@ -118,10 +118,13 @@ class MlEnergy:
         return outcomes
 
     def fit(self, rows: Sequence[Row], catalog: Catalog, rng: np.random.Generator, advance: Advance) -> Fitted:
-        """Fits times and power of the GPUs, and an offset and a factor for each model, GPU and parallelism."""
-        served = [self._serve(row, catalog, FIT_SEED) for row in rows]
-        runs = [None if isinstance(one, Skipped) else one for one in served]
-        return fit(rows, runs, rng, advance, self._resamples)
+        """Fits times and power of the GPUs, and a factor of power for each model, GPU and parallelism."""
+        return fit(rows, self.served(rows, catalog), rng, advance, self._resamples)
+
+    def served(self, rows: Sequence[Row], catalog: Catalog) -> list[Served | None]:
+        """The run of each row as it is fitted to; none where it cannot be simulated."""
+        served = (self._serve(row, catalog, FIT_SEED) for row in rows)
+        return [None if isinstance(one, Skipped) else one for one in served]
 
     def without_intervals(self) -> Self:
         """The same, whose fits are quicker because they have no intervals."""
