@@ -39,9 +39,8 @@ power, both held to those of the GPU by a prior of some width. Here each configu
 model has several on the GPU is predicted from all other configurations of the fit part ({rows} rows); held-out rows are
 not looked at. Medians of the absolute error, and in brackets means, at several widths:"""
 RESULT = """\
-In bold what the catalogue is fitted with. The runs do not tell the widths apart, so that none was changed for them; nor
-do they say that keeping the offset helps, so that the catalogue has none: in the fit it keeps the shared figures from
-bending to a model."""
+In bold what the catalogue is fitted with; the known misses say why. Offsets do not help beyond doubt, so that the
+catalogue has none: in the fit they keep the shared figures from bending to a model."""
 
 
 def section(errors: Mapping[Priors, Mapping[str, NDArray[np.float64]]]) -> str:
