@@ -120,8 +120,8 @@ def reference_page() -> str:
         *_keys(SCENARIO_PARTS),
         "## Gateway files",
         "",
-        "TOML for `python -m llmcluster.deploy.gateway`, under `[gateway]` or at the top of the file. Relative paths of "
-        "files start at its folder.",
+        "TOML for `python -m llmcluster.deploy.gateway`, under `[gateway]` or at the top of the file. Relative paths "
+        "start at its folder.",
         "",
         *_keys(GATEWAY_PARTS),
         "## Catalogue",
