@@ -12,10 +12,12 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from ..agents.registry import AGENTS, CANDIDATES
+from ..deploy.gateway.config import BackendSpec, GatewayConfig, HealthSpec, LimitSpec, QueueSpec, TimeoutSpec
 from ..envs import reward
 from ..envs.cluster_env import LLMClusterEnv
 from ..envs.features import Feature, senses_of
-from ..envs.scenario import ActionSpec, RewardSpec, Scenario, SloSpec, load_scenario, scenario_names
+from ..envs.scenario import ActionSpec, RewardSpec, Scenario, load_scenario, scenario_names
+from ..envs.spec import SloSpec
 from ..envs.world_spec import BudgetSpec, EventSpec, GridSpec, InstancesSpec
 from ..simulator.breakers import BreakerSpec
 from ..simulator.catalog import Catalog
@@ -50,6 +52,15 @@ SCENARIO_PARTS: dict[str, type[BaseModel]] = {
     "tenants": TenantsSpec,
     "actions": ActionSpec,
     "reward": RewardSpec,
+}
+GATEWAY_PARTS: dict[str, type[BaseModel]] = {
+    "gateway": GatewayConfig,
+    "gateway.backends[]": BackendSpec,
+    "gateway.timeouts": TimeoutSpec,
+    "gateway.limits": LimitSpec,
+    "gateway.queue": QueueSpec,
+    "gateway.health": HealthSpec,
+    "gateway.slo.NAME": SloSpec,
 }
 MAX_DEFAULT = 60
 ROOT = Path(__file__).parent.parent
@@ -106,7 +117,13 @@ def reference_page() -> str:
         "",
         "TOML with these keys; a trace or generated traffic is described under `workload`.",
         "",
-        *_scenario_keys(),
+        *_keys(SCENARIO_PARTS),
+        "## Gateway files",
+        "",
+        "TOML for `python -m llmcluster.deploy.gateway`, under `[gateway]` or at the top of the file. Relative paths "
+        "start at its folder.",
+        "",
+        *_keys(GATEWAY_PARTS),
         "## Catalogue",
         "",
         *_catalogue(),
@@ -150,9 +167,9 @@ def _lesson(description: str) -> str:
     return lesson[:1].upper() + lesson[1:] if teaches else description
 
 
-def _scenario_keys() -> list[str]:
+def _keys(parts: dict[str, type[BaseModel]]) -> list[str]:
     lines = []
-    for title, spec in SCENARIO_PARTS.items():
+    for title, spec in parts.items():
         rows = []
         for name, field in spec.model_fields.items():
             if field.exclude:
