@@ -1,5 +1,6 @@
 """Steering, readings, tokens and bounds of the gateway."""
 
+import json
 import signal
 import socket
 import subprocess
@@ -261,6 +262,59 @@ def test_what_is_too_long_or_too_slow_is_refused(request_: bytes, status: int) -
         assert answer.startswith(f"HTTP/1.1 {status} ".encode())
         assert b'{"error": {"message": ' in answer
         assert call(url, "/health")[0] == 200
+
+
+BEGUN = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("begun", [BEGUN + b"0\r\nx: ", BEGUN + b"1;"], ids=["trailer", "extension"])
+@pytest.mark.parametrize("kind", [b"", b"content-type: application/json\r\n"], ids=["refused", "read"])
+def test_what_never_ends_after_the_head_ends_the_connection(begun: bytes, kind: bytes) -> None:
+    """Both are what a server must take note of, and neither belongs to a body that has a limit."""
+    with servers("a") as made, gateway_over(made) as url:
+        parts = urlsplit(url)
+        with socket.create_connection((str(parts.hostname), int(parts.port or 0)), timeout=10) as connection:
+            connection.sendall(begun.replace(b"host: a\r\n", b"host: a\r\n" + kind))
+            with pytest.raises(ConnectionError):
+                for _ in range(1000):
+                    connection.sendall(b"x" * 16_384)
+        assert call(url, "/health")[0] == 200
+
+
+@pytest.mark.parametrize("body", [b"", b"1000\r\n" + b"x" * 100], ids=["none", "half"])
+def test_a_body_that_nobody_reads_does_not_hold_the_connection(body: bytes) -> None:
+    with servers("a") as made, gateway_over(made, timeouts={"drain_s": 0.5, "head_s": 0.3}) as url:
+        answer = raw(url, BEGUN + body)
+    assert answer.startswith(b"HTTP/1.1 415 ")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+def test_a_body_that_is_refused_may_be_sent_to_its_end() -> None:
+    """So that who sends first and reads then gets the answer, and may go on."""
+    with servers("a") as made, gateway_over(made) as url:
+        head = POST + b"content-length: 3000000\r\n\r\n"
+        last = b"GET /health HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+        answer = raw(url, head + b"x" * 3_000_000 + last)
+    assert answer.startswith(b"HTTP/1.1 415 ")
+    assert answer.endswith(b'{"status":"ok"}')
+
+
+def test_nonsense_behind_a_request_does_not_get_into_its_answer() -> None:
+    body = json.dumps({**CHAT, "stream": True}).encode()
+    about = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    with servers("a") as made, gateway_over(made) as url:
+        made[0].pause_after = 1
+        made[0].hold.clear()
+        parts = urlsplit(url)
+        with socket.create_connection((str(parts.hostname), int(parts.port or 0)), timeout=10) as connection:
+            connection.sendall(POST.replace(b"completions", b"chat/completions") + about + body)
+            answer = connection.recv(65536)
+            connection.sendall(b"nonsense\r\n\r\n")
+            while chunk := connection.recv(65536):
+                answer += chunk
+        made[0].hold.set()
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.count(b"HTTP/1.1") == 1
 
 
 def test_an_answer_of_unreasonable_length_is_none() -> None:

@@ -25,7 +25,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*args, **options)
         self._refusal: RefusalError | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._in_head, self._unparsed_bytes, self._header_bytes = True, 0, 0
+        self._in_body, self._untold_bytes, self._header_bytes = False, 0, 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """As of asyncio."""
@@ -41,19 +41,18 @@ class BoundedProtocol(HttpToolsProtocol):
         """As of asyncio."""
         if self.transport.is_closing():
             return
-        if self._in_head:
-            self._unparsed_bytes += len(data)
+        self._untold_bytes += len(data)
         super().data_received(data)
-        # The parser tells of a path or a header once it has all of it; what never ends is counted here.
+        # The parser tells of a path, a header or a trailer once it has all of it; what never ends is counted here.
         most = self.limits.path_bytes + self.limits.header_bytes
-        if self._in_head and self._unparsed_bytes > most and not self.transport.is_closing():
+        if self._untold_bytes > most and not self.transport.is_closing():
             self._refusal = self._headers_too_large()
             self.send_400_response("")
 
     def on_message_begin(self) -> None:
         """As of httptools."""
         super().on_message_begin()
-        self._in_head, self._header_bytes = True, 0
+        self._header_bytes = 0
         if self._timer is None:
             self._start_timer()
 
@@ -73,22 +72,46 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """As of httptools."""
-        self._in_head = False
         self._stop_timer()
         super().on_headers_complete()
+        self._in_body, self._untold_bytes = True, 0
+
+    def on_body(self, body: bytes) -> None:
+        """As of httptools."""
+        self._untold_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """As of httptools."""
         super().on_message_complete()
-        self._in_head, self._unparsed_bytes = True, 0
+        self._in_body, self._untold_bytes = False, 0
+        self._stop_timer()
+
+    def on_response_complete(self) -> None:
+        """As of uvicorn. Nobody reads what is left of a body by now, but a client may have to send it to its end."""
+        super().on_response_complete()
+        if self._in_body and self.cycle.response_complete and self._timer is None:
+            self._start_timer()
 
     def send_400_response(self, msg: str) -> None:
-        """Answers what is no request, or too large a one, in the shape of the other refusals."""
+        """Answers what is no request, or too large a one, in the shape of the other refusals.
+
+        Where another answer is under way, or there has been one to this request, the connection just ends.
+        """
+        if self.cycle is not None and not self._is_turn():
+            self.transport.close()
+            return
         refusal = self._refusal or RefusalError(400, "invalid_http", msg)
         body = refusal.body
         about = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
         self.transport.write(STATUS_LINE[refusal.status] + about.encode() + body)
         self.transport.close()
+
+    def _is_turn(self) -> bool:
+        """Whether what is coming in is the next to be answered, and has no answer yet."""
+        if self._in_body:
+            return not self.pipeline and not self.cycle.response_started
+        return self.cycle.response_complete
 
     def _headers_too_large(self) -> RefusalError:
         message = f"Headers may have {self.limits.header_bytes} bytes together at most."
