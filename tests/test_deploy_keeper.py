@@ -9,7 +9,9 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pynvml
@@ -192,6 +194,72 @@ def test_a_gpu_that_hangs_does_not_keep_the_others_and_is_restored_when_it_wakes
         assert is_untouched(gpus)
 
 
+def test_a_status_does_not_keep_limits_from_being_set(gpus: EmulatedGpus, path: Path) -> None:
+    with keeper_thread(path), KeeperClient(path) as client, KeeperClient(path, control=False) as onlooker:
+        gpus.hang(0, 0.05, [Call.LIMIT])
+        watching = threading.Event()
+        faults: list[str | None] = []
+
+        def watch() -> None:
+            while not watching.is_set():
+                faults.extend(gpu.fault for gpu in onlooker.status().gpus)
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            eventually(lambda: len(faults) > 0)
+            for watts in (400.0, 410.0, 420.0):
+                assert client.set_power_limit("0", watts).enforced_w == watts
+        finally:
+            watching.set()
+            thread.join(20)
+        assert set(faults) == {None}
+
+
+def test_what_still_goes_back_is_not_changed(gpus: EmulatedGpus, path: Path) -> None:
+    """What was set just as it had gone back would be forgotten, and never go back."""
+    with keeper_thread(path) as custody, KeeperClient(path) as client:
+        client.set_power_limit("0", 400.0)
+        custody._going_back[gpus.uuids[0]] = Future()
+        with pytest.raises(errors.SilentError, match="not gone back yet"):
+            client.set_power_limit("0", 300.0)
+        custody._going_back.clear()
+    assert is_untouched(gpus)
+
+
+def test_a_limit_that_cannot_be_read_back_is_restored_all_the_same(gpus: EmulatedGpus, path: Path) -> None:
+    with keeper_thread(path) as custody, KeeperClient(path) as client:
+        gpus.hang(0, 0.2, [Call.SET_LIMIT])
+        before = gpus.calls(0, Call.SET_LIMIT)
+
+        def refuse() -> None:
+            eventually(lambda: gpus.calls(0, Call.SET_LIMIT) > before)
+            gpus.fail(0, pynvml.NVML_ERROR_OPERATING_SYSTEM, [Call.LIMIT])
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        with pytest.raises(errors.NotHeldError, match="cannot be read back"):
+            client.set_power_limit("0", 400.0)
+        thread.join(20)
+        assert gpus.limit_w(0) == 400.0
+        gpus.fail(0, 0)
+        client.close()
+        eventually(lambda: not custody.is_changed)
+    assert is_untouched(gpus)
+
+
+def test_who_takes_the_lease_finds_everything_restored(gpus: EmulatedGpus, path: Path) -> None:
+    with keeper_thread(path):
+        first = KeeperClient(path)
+        first.set_power_limit("0", 400.0)
+        gpus.hang(0, 0.3, WRITES)
+        assert first._connection is not None
+        first._connection.close()  # as SIGKILL does
+        eventually(lambda: gpus.calls(0, Call.SET_LIMIT) == 2)  # it is about to go back
+        with KeeperClient(path):
+            assert gpus.limit_w(0) == H100.cap_max_w
+
+
 def test_one_process_at_a_time_holds_the_lease(gpus: EmulatedGpus, path: Path) -> None:
     with keeper_thread(path), KeeperClient(path) as first:
         first.set_power_limit("0", 400.0)
@@ -323,6 +391,42 @@ def test_restoring_alone_is_a_command(gpus: EmulatedGpus, path: Path) -> None:
     with keeper_thread(path):
         done = subprocess.run(command(path, "--restore"), **run)
     assert (done.returncode, "a keeper is here already" in done.stderr) == (2, True)
+
+
+def test_a_lost_gpu_does_not_keep_a_new_keeper_from_restoring_and_serving_the_others(
+    gpus: EmulatedGpus, path: Path
+) -> None:
+    care = ("--gpu", "0", "--gpu", gpus.uuids[1])
+    with keeper_process(gpus, path, *care) as keeper, KeeperClient(path, patience_s=30.0) as client:
+        client.set_power_limit("0", 400.0)
+        client.set_power_limit("1", 200.0)
+        keeper.kill()
+        keeper.wait(20)
+    gpus.fail(0, pynvml.NVML_ERROR_UNKNOWN)  # as drivers have it where a GPU has fallen off the bus
+    with keeper_process(gpus, path, *care), KeeperClient(path, patience_s=30.0) as client:
+        assert gpus.limit_w(1) == A100.cap_max_w
+        assert client.set_power_limit("1", 210.0).enforced_w == 210.0
+        with pytest.raises(errors.NoSuchGpuError):
+            client.set_power_limit("0", 300.0)
+    assert [gpus.limit_w(gpu) for gpu in (0, 1)] == [400.0, A100.cap_max_w]
+    gpus.fail(0, 0)
+    with keeper_process(gpus, path, "--restore") as restoring:
+        assert restoring.wait(30) == 0
+    assert is_untouched(gpus)
+
+
+def test_only_gpus_in_care_are_changed_and_others_restored(gpus: EmulatedGpus, path: Path) -> None:
+    save(path.with_name(path.name + ".state"), {gpus.uuids[0]: Original(H100.cap_max_w)})
+    gpus.set_limit(0, 400.0)
+    with keeper_process(gpus, path, "--gpu", "1"), KeeperClient(path, patience_s=30.0) as client:
+        assert is_untouched(gpus)
+        assert [gpu.index for gpu in client.status().gpus] == [1]
+        with pytest.raises(errors.NoSuchGpuError, match="there are GPU 1"):
+            client.set_power_limit("0", 300.0)
+    done = subprocess.run(
+        command(path, "--gpu", "7"), env=dict(os.environ) | gpus.environment(), capture_output=True, text=True
+    )
+    assert (done.returncode, "7: no such GPU" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

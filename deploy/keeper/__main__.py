@@ -39,13 +39,20 @@ def arguments() -> argparse.ArgumentParser:
 
 
 async def keep(options: argparse.Namespace, session: NvmlSession) -> dict[str, str]:
-    """Restores what an earlier keeper left, serves until a signal, restores; says what could not be, by UUID."""
+    """Restores what an earlier keeper left, serves until a signal, restores; says what could not be, by UUID.
+
+    Args:
+        options: The command line.
+        session: All GPUs: an earlier keeper may have had others in its care.
+    """
     state = options.state or options.socket.with_name(options.socket.name + ".state")
     check_folder(state.parent)
     custody = Custody(session, state, options.floor_w, options.ceiling_w)
     uids = set(options.allow_uid or [os.geteuid()])
     faults = await custody.restore()
     if not options.restore:
+        if options.gpu:
+            custody.care_for(options.gpu)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -66,7 +73,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="keeper: %(levelname)s: %(message)s", stream=sys.stderr)
     try:
         with alone(options.socket):
-            faults = asyncio.run(keep(options, NvmlSession(options.gpu)))
+            faults = asyncio.run(keep(options, NvmlSession()))
     except (InputError, DeployError) as fault:
         print(fault, file=sys.stderr)
         return 2

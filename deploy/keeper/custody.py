@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +12,7 @@ from typing import TypeVar
 from ...errors import InputError
 from ..errors import DeployError
 from ..nvml.devices import Device, find
-from ..nvml.errors import MigError, NoPermissionError, NotSupportedError, RefusedError, SilentError
+from ..nvml.errors import MigError, NoPermissionError, NoSuchGpuError, NotSupportedError, RefusedError, SilentError
 from ..nvml.limits import free_clock, lock_clock, put_back_power_limit, read_bounds, read_limits, set_power_limit
 from ..nvml.session import NvmlSession
 from ..readings import Limits
@@ -54,6 +54,7 @@ class Custody:
         self._session, self._state, self._timeout_s = session, state, timeout_s
         self._floor_w, self._ceiling_w = floor_w, ceiling_w
         self._devices = {device.uuid: device for device in session.devices.values()}
+        self._in_care = list(self._devices.values())
         self._names = {device.uuid: name for name, device in session.devices.items()}
         self._originals = load(state)
         self._going_back: dict[str, Future[None]] = {}
@@ -64,6 +65,27 @@ class Custody:
     def is_changed(self) -> bool:
         """Whether any GPU is not what it was."""
         return bool(self._originals)
+
+    def care_for(self, names: Collection[str]) -> None:
+        """Changes only these GPUs from now on, and restores any.
+
+        One that is not here, as it is lost, is told of in the log: the limits of the others may keep a site's budget.
+
+        Raises:
+            NvmlError: None of them is here, or one is an instance of a partitioned GPU.
+        """
+        found: dict[str, Device] = {}
+        faults: list[NoSuchGpuError] = []
+        for name in names:
+            try:
+                device = find(list(self._devices.values()), name)
+                found[device.uuid] = device
+            except NoSuchGpuError as fault:
+                logger.error("left out: %s", fault)
+                faults.append(fault)
+        if faults and not found:
+            raise faults[0]
+        self._in_care = list(found.values())
 
     async def set_power_limit(self, gpu: str, watts: float) -> Limits:
         """Sets a limit, bounded by the keeper's floor and ceiling and by what the GPU accepts, and reads it back."""
@@ -80,8 +102,10 @@ class Custody:
     async def _change(self, gpu: str, call: Callable[[Device], T], clock_locked: bool = False) -> T:
         """Does what changes a GPU once the way back is on disk."""
         async with self._one_at_a_time:
-            device = find(list(self._devices.values()), gpu)
+            device = find(self._in_care, gpu)
             self._collect()
+            if device.uuid in self._going_back:  # else what is changed now might be taken for what has gone back
+                raise SilentError(device.where, "its limit has not gone back yet")
             before = self._originals.get(device.uuid)
             original = before or Original((await self._ask(device, read_limits)).requested_w)
             original = Original(original.limit_w, original.clock_locked or clock_locked)
@@ -140,8 +164,9 @@ class Custody:
             logger.error("%s: not written (%s)", self._state, fault)
 
     async def status(self) -> list[GpuStatus]:
-        """All GPUs as they are now, by index."""
-        return await asyncio.gather(*map(self._status, sorted(self._devices.values(), key=lambda d: d.index)))
+        """All GPUs as they are now, by index, once no change is under way: a GPU is asked one thing at a time."""
+        async with self._one_at_a_time:
+            return await asyncio.gather(*map(self._status, sorted(self._in_care, key=lambda d: d.index)))
 
     async def _status(self, device: Device) -> GpuStatus:
         limits: Limits | None = None

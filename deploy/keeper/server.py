@@ -47,6 +47,7 @@ class Keeper:
         self._custody, self._uids, self._lease_s, self._clock = custody, frozenset(uids), lease_s, clock
         self._holder: Peer | None = None
         self._peers: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._attended = 0
 
     async def serve(self, listener: socket.socket, stop: asyncio.Event) -> dict[str, str]:
         """Serves until ``stop`` is set, then restores; says what could not be, by UUID."""
@@ -82,10 +83,14 @@ class Keeper:
             if peer.uid not in self._uids:
                 logger.warning("process %d of user %d is refused", peer.pid, peer.uid)
                 await _dismiss(reader, writer, DeniedError(f"user {peer.uid}"))
-            elif len(self._peers) > MOST_PEERS:
+            elif self._attended >= MOST_PEERS:
                 await _dismiss(reader, writer, KeeperError("keeper", f"it serves {MOST_PEERS} connections already"))
             else:
-                await self._attend(peer, reader, writer)
+                self._attended += 1
+                try:
+                    await self._attend(peer, reader, writer)
+                finally:
+                    self._attended -= 1
         except TimeoutError:
             logger.warning("process %d has been silent for %s s", peer.pid, self._lease_s)
         except ConnectionError as fault:
@@ -136,11 +141,14 @@ class Keeper:
 
     async def _answer(self, peer: Peer, request: Request) -> Mapping[str, Any]:
         """Does what a request asks for."""
+        holds = self._holder is peer
         if request.op == "status":
             gpus = [asdict(gpu) for gpu in await self._custody.status()]
             return {"gpus": gpus, "holder": self._holder.pid if self._holder else None, "lease_s": self._lease_s}
         if request.op == "take":
             self._take(peer)
+            if self._custody.is_changed and not holds:  # who begins, begins from what was there before
+                await self._custody.restore()
         if self._holder is not peer:
             raise LeaseError(f"process {peer.pid}")
         if request.op == "set_power_limit":

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pynvml
 
-from .errors import GpuLostError, MigError, NoSuchGpuError, NotSupportedError, RefusedError, mapped
+from .errors import MigError, NoSuchGpuError, NotSupportedError, NvmlError, RefusedError, mapped
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,15 +45,23 @@ class Device:
 
 
 def discover() -> list[Device]:
-    """All GPUs that answer, in NVML's order; one that is lost already is not among them."""
+    """All GPUs that answer, in NVML's order; one that does not, such as a lost one, is left out with a line in the log.
+
+    Raises:
+        NvmlError: There are some, and none answers.
+    """
     with mapped("NVML"):
         count = pynvml.nvmlDeviceGetCount()
-    devices = []
+    devices: list[Device] = []
+    faults: list[NvmlError] = []
     for index in range(count):
         try:
             devices.append(_device(index))
-        except GpuLostError:
-            continue
+        except NvmlError as fault:
+            logger.warning("left out: %s", fault)
+            faults.append(fault)
+    if faults and not devices:
+        raise faults[0]
     return devices
 
 

@@ -10,7 +10,7 @@ import pynvml
 
 from ..readings import Limits
 from .devices import Device
-from .errors import MigError, NotHeldError, NotSupportedError, RefusedError, mapped
+from .errors import MigError, NoPermissionError, NotHeldError, NotSupportedError, RefusedError, mapped
 
 TOLERANCE_W = 1.0
 SETTLE_S = 0.3
@@ -48,7 +48,7 @@ def set_power_limit(device: Device, watts: float) -> Limits:
 
     Raises:
         MigError: The GPU is partitioned: the limit would hold for instances that others may use.
-        NotHeldError: What reads back, as asked for or as in force, differs by more than 1 W.
+        NotHeldError: What reads back, as asked for or as in force, differs by more than 1 W, or nothing reads back.
         NvmlError: The driver refuses.
     """
     if device.is_partitioned():
@@ -78,10 +78,13 @@ def _write(device: Device, watts: float, in_force: bool) -> Limits:
     with mapped(device.where):
         pynvml.nvmlDeviceSetPowerManagementLimit(device.handle, round(watts * 1e3))
     until_s = time.monotonic() + SETTLE_S
-    limits = read_limits(device)
-    while not _holds(limits, watts, in_force) and time.monotonic() < until_s:
-        time.sleep(LOOK_AGAIN_S)
+    try:
         limits = read_limits(device)
+        while not _holds(limits, watts, in_force) and time.monotonic() < until_s:
+            time.sleep(LOOK_AGAIN_S)
+            limits = read_limits(device)
+    except (NoPermissionError, NotSupportedError, RefusedError) as fault:  # not of the write, which has been done
+        raise NotHeldError(device.where, f"{watts:.0f} W were written, but cannot be read back ({fault})") from fault
     return limits
 
 
