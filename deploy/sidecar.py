@@ -42,8 +42,8 @@ class SidecarConfig(Spec):
     tokens: Path | None = Field(default=None, description="File of bearer tokens, a line each.")
     decide_s: float = Field(default=60.0, gt=0, description="Time for a decision, seconds (504).")
     waiting: int = Field(default=8, ge=1, description="Decisions under way and waiting at most (429).")
-    timeouts: TimeoutSpec = TimeoutSpec()
-    limits: LimitSpec = LimitSpec(body_bytes=4 * 2**20)
+    timeouts: TimeoutSpec = Field(default=TimeoutSpec(), description="How long it waits for callers.")
+    limits: LimitSpec = Field(default=LimitSpec(body_bytes=4 * 2**20), description="What it refuses for its size.")
 
     @model_validator(mode="after")
     def _is_guarded(self) -> SidecarConfig:
@@ -82,6 +82,7 @@ class Sidecar:
         """`POST /decide`."""
         self._demand(request)
         client = Downstream(request.scope, request.receive, request._send)
+        client.demand_json()
         try:
             body = await client.body(self._config.limits.body_bytes, self._config.timeouts.body_s)
         except ClientGoneError:

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from ..agents.registry import AGENTS, CANDIDATES
 from ..deploy.gateway.config import BackendSpec, GatewayConfig, HealthSpec, LimitSpec, QueueSpec, TimeoutSpec
+from ..deploy.sidecar import SidecarConfig
 from ..envs import reward
 from ..envs.cluster_env import LLMClusterEnv
 from ..envs.features import Feature, senses_of
@@ -124,6 +125,12 @@ def reference_page() -> str:
         "start at its folder.",
         "",
         *_keys(GATEWAY_PARTS),
+        "## Sidecar",
+        "",
+        "What `make_sidecar` takes; the first five are also options of `python -m llmcluster.deploy.sidecar`. Timeouts "
+        "and limits are as the gateway's, but for a body of 4 MiB.",
+        "",
+        *_keys({"sidecar": SidecarConfig}),
         "## Catalogue",
         "",
         *_catalogue(),

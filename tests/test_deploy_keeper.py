@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -30,6 +31,7 @@ from llmcluster.tests.emulated import A100, H100
 from llmcluster.tests.keepers import command, eventually, keeper_process, keeper_thread
 
 NOBODY = 65534
+RESTORED_WITHIN_S = 2.0
 root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root to become another user")
 
 
@@ -322,17 +324,36 @@ time.sleep(3600)
 """
 
 
-def test_killing_the_holder_restores_though_its_lease_is_long(gpus: EmulatedGpus, path: Path) -> None:
+def is_restored_in_time(gpus: EmulatedGpus, path: Path, number: signal.Signals, hangs: bool) -> bool:
+    """Ends a process that has set limits by a signal; whether they are back within the two seconds that are promised.
+
+    Where the first GPU hangs, those of the second.
+    """
+    with subprocess.Popen([sys.executable, "-c", CONTROLLER, path], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout and holder.stdout.readline() == "set\n"
+        assert (gpus.limit_w(0), gpus.limit_w(1)) == (400.0, 200.0)
+        assert gpus.clock_lock_mhz(0) is not None
+        gpus.hang(0, 3600.0 if hangs else 0.0, WRITES)
+        until_s = time.monotonic() + RESTORED_WITHIN_S
+        holder.send_signal(number)
+        while not (gpus.limit_w(1) == A100.cap_max_w and (hangs or is_untouched(gpus))):
+            if time.monotonic() > until_s:
+                return False
+            time.sleep(0.005)
+    gpus.hang(0, 0.0)
+    eventually(lambda: is_untouched(gpus))
+    return True
+
+
+@pytest.mark.parametrize(
+    ("number", "hangs"), [(signal.SIGKILL, False), (signal.SIGTERM, False), (signal.SIGKILL, True)]
+)
+def test_killing_the_holder_restores_within_two_seconds_though_its_lease_is_long(
+    gpus: EmulatedGpus, path: Path, number: signal.Signals, hangs: bool
+) -> None:
     with keeper_process(gpus, path, "--lease-s", "3600") as keeper:
-        for number in (signal.SIGKILL, signal.SIGTERM):
-            with subprocess.Popen(
-                [sys.executable, "-c", CONTROLLER, path], stdout=subprocess.PIPE, text=True
-            ) as holder:
-                assert holder.stdout and holder.stdout.readline() == "set\n"
-                assert (gpus.limit_w(0), gpus.limit_w(1)) == (400.0, 200.0)
-                assert gpus.clock_lock_mhz(0) is not None
-                holder.send_signal(number)
-            eventually(lambda: is_untouched(gpus))
+        # It takes some milliseconds; a machine that is too busy even for two seconds has three tries.
+        assert any(is_restored_in_time(gpus, path, number, hangs) for _ in range(3))
         assert keeper.poll() is None
 
 
@@ -532,6 +553,37 @@ def test_a_peer_of_another_user_is_refused(gpus: EmulatedGpus, public: Path) -> 
         assert json.loads(as_nobody(path, take)) == {"id": 1, "ok": True}
         with pytest.raises(DeniedError, match=r"user 0: .*--allow-uid"):  # root may open any socket
             KeeperClient(path)
+
+
+CROWD = f"""
+import os, socket, sys
+os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
+while True:
+    crowd = []
+    for _ in range({2 * MOST_PEERS}):
+        crowd.append(socket.socket(socket.AF_UNIX))
+        crowd[-1].connect(sys.argv[1])
+    print("here", flush=True)
+    for wire in crowd:
+        wire.recv(65536)
+"""
+
+
+@root
+def test_a_crowd_of_another_user_keeps_nobody_out(gpus: EmulatedGpus, public: Path) -> None:
+    path = public / "keeper.sock"
+    with (
+        keeper_thread(path, uids=[0, 12345]),
+        subprocess.Popen([sys.executable, "-I", "-c", CROWD, path], stdout=subprocess.PIPE, text=True) as crowd,
+    ):
+        try:
+            for _ in range(3):
+                assert crowd.stdout and crowd.stdout.readline() == "here\n"
+                with KeeperClient(path) as client:
+                    client.set_power_limit("0", 400.0)
+        finally:
+            crowd.kill()
+    assert is_untouched(gpus)
 
 
 def test_connections_are_limited(gpus: EmulatedGpus, path: Path) -> None:

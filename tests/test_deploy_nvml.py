@@ -143,6 +143,19 @@ def test_mig_is_told(gpus: EmulatedGpus, session: NvmlSession) -> None:
     assert not session.ask("1", lambda device: device.is_partitioned())
 
 
+def test_a_gpu_that_does_not_answer_at_the_start_is_left_out(
+    gpus: EmulatedGpus, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpus.fail(0, pynvml.NVML_ERROR_UNKNOWN, [Call.HANDLE])
+    session = NvmlSession()
+    assert set(session.read()) == {gpus.uuids[1]}
+    session.close()
+    assert [record.message[:16] for record in caplog.records] == ["left out: GPU 0:"]
+    gpus.fail(1, pynvml.NVML_ERROR_GPU_IS_LOST, [Call.HANDLE])
+    with pytest.raises(errors.NvmlError, match="GPU 0: NVML failed"):
+        NvmlSession()
+
+
 def test_a_lost_gpu_is_dropped_for_good_with_one_line_and_the_rest_go_on(
     gpus: EmulatedGpus, session: NvmlSession, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -153,8 +166,10 @@ def test_a_lost_gpu_is_dropped_for_good_with_one_line_and_the_rest_go_on(
     assert [record.message for record in caplog.records] == [
         f"GPU 0 ({gpus.uuids[0]}): the GPU is lost. {errors.GpuLostError.remedy}"
     ]
-    gpus.fail(0, 0)
+    asked = [gpus.calls(0, call) for call in Call]
+    gpus.fail(0, 0)  # though it comes back, only a new session may know what it is
     assert set(session.read()) == {"1"}
+    assert [gpus.calls(0, call) for call in Call] == asked
     gpus.fail(1, pynvml.NVML_ERROR_RESET_REQUIRED)
     with pytest.raises(ReadingError, match="the GPU is lost"):
         session.read()

@@ -160,6 +160,9 @@ def test_what_else_does_not_hold_is_refused(url: str) -> None:
         assert problem in body["error"]["message"]
     for raw, status in ((b"{", 400), (b"[]", 400), (b"x" * (4 * 2**20 + 1), 413)):
         assert call(url, "/decide", raw)[0] == status
+    # What a web page may send without asking first must not move an agent that listens on loopback.
+    status, _, body = call(url, "/decide", {"telemetry": OBSERVED}, {"content-type": "text/plain"})
+    assert (status, body["error"]["code"]) == (415, "not_json")
     assert call(url, "/decide")[0] == 405
     assert call(url, "/other")[0] == 404
 

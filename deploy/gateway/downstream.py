@@ -35,6 +35,14 @@ class Downstream:
         self.started, self._finished, self._gone = False, False, False
         self._receive, self._send = receive, send
 
+    def demand_json(self) -> None:
+        """Raises :class:`RefusalError` unless the body is said to be JSON.
+
+        Web pages cannot send that without asking first, which keeps them away from what listens on loopback.
+        """
+        if self.headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
+            raise RefusalError(415, "not_json", "The header 'Content-Type' must be application/json.")
+
     async def body(self, most_bytes: int, within_s: float) -> bytes:
         """The whole body.
 

@@ -38,7 +38,8 @@ class KeeperClient:
     """The `LimitWriter` over the keeper's socket. Several threads may use it.
 
     When the connection breaks, or the keeper closes it because nobody beat in time, the next call raises
-    `KeeperGoneError`: everything that was set is restored by then. The call after that connects anew.
+    `KeeperGoneError`: everything that was set is restored by then, unless the keeper itself was killed; then it is
+    restored by the next one before that serves. The call after that connects anew.
 
     Args:
         path: The keeper's socket.

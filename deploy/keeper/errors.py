@@ -10,10 +10,10 @@ class KeeperError(DeployError):
 
 
 class KeeperGoneError(KeeperError):
-    """There is no keeper, or it went away; whatever was set is restored."""
+    """There is no keeper, or it went away; whatever was set is restored, by the next one if this one was killed."""
 
     problem = "there is no keeper"
-    remedy = "Start it (`python -m llmcluster.deploy.keeper --socket PATH`); what was set before is restored"
+    remedy = "Start it (`python -m llmcluster.deploy.keeper --socket PATH`); it restores what a killed one left behind"
 
 
 class LeaseError(KeeperError):
