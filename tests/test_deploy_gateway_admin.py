@@ -1,6 +1,7 @@
 """Steering, readings, tokens and bounds of the gateway."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -262,6 +263,52 @@ def test_what_is_too_long_or_too_slow_is_refused(request_: bytes, status: int) -
         assert answer.startswith(f"HTTP/1.1 {status} ".encode())
         assert b'{"error": {"message": ' in answer
         assert call(url, "/health")[0] == 200
+
+
+def test_refusals_are_counted(admin_tokens: Path, client_tokens: Path) -> None:
+    bounds = {"timeouts": {"drain_s": 0.5, "body_s": 0.3}, "limits": {"body_bytes": 2048}}
+    tokens = {"admin_tokens": admin_tokens, "client_tokens": client_tokens}
+    own = bearer(CLIENT)
+    with servers("a") as made, gateway_over(made, **bounds, **tokens) as url:
+        got = [
+            call(url, "/v1/chat/completions", CHAT)[0],
+            call(url, "/v1/chat/completions", CHAT, {**own, "content-type": "text/plain"})[0],
+            call(url, "/v1/chat/completions", {**CHAT, "model": "other"}, own)[0],
+            call(url, "/v1/chat/completions", b"{", own)[0],
+            call(url, "/v1/chat/completions", b" " * 3000, own)[0],
+            call(url, "/v1/models")[0],
+            call(url, "/admin/steer", {}, own)[0],
+            call(url, "/other")[0],
+            call(url, "/v1/completions")[0],
+            call(url, "/" + "x" * 3000)[0],
+        ]
+        raw(url, b"nonsense\r\n\r\n")
+        raw(
+            url,
+            POST + b"authorization: Bearer " + CLIENT.encode() + b"\r\ncontent-type: application/json\r\n"
+            b"content-length: 9\r\n\r\n{",
+        )
+        page = call(url, "/metrics", headers=own)[2].decode()
+        assert HttpGatewayClient(url, ADMIN).read().arrivals == 0
+    assert got == [401, 415, 404, 400, 413, 401, 401, 404, 405, 414]
+    counted = {
+        match[0]: float(match[1]) for match in re.findall(r"llmcluster_gateway_refused_total\{(.*)\} (.*)", page)
+    }
+    assert counted == {
+        f'code="{code}",status="{status}"': float(times)
+        for code, status, times in (
+            ("invalid_api_key", 401, 3),
+            ("not_json", 415, 1),
+            ("model_not_found", 404, 1),
+            ("invalid_json", 400, 1),
+            ("body_too_large", 413, 1),
+            ("not_found", 404, 1),
+            ("method_not_allowed", 405, 1),
+            ("path_too_long", 414, 1),
+            ("invalid_http", 400, 1),
+            ("body_timeout", 408, 1),
+        )
+    }
 
 
 BEGUN = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -53,12 +54,12 @@ class Gateway:
         self._checks = HealthChecks(self._upstream, self._dispatcher, config.health)
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Checks the health of backends while in here, and tidies up at the end."""
+    async def running(self) -> AsyncIterator[Mapping[str, Any]]:
+        """Checks the health of backends while in here, and tidies up at the end; gives what servers are to know."""
         async with self._upstream.running():
             checks = asyncio.create_task(self._checks.run())
             try:
-                yield
+                yield {"refused": self._metrics.refused}
             finally:
                 self._steering.forget()
                 checks.cancel()
@@ -121,9 +122,9 @@ def make_app(config: GatewayConfig, clock: Callable[[], float] = time.monotonic)
     gateway = Gateway(config, clock)
 
     @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with gateway.running():
-            yield
+    async def lifespan(_: Starlette) -> AsyncIterator[Mapping[str, Any]]:
+        async with gateway.running() as state:
+            yield state
 
     app = Starlette(
         routes=[

@@ -102,6 +102,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
             return
         refusal = self._refusal or RefusalError(400, "invalid_http", msg)
+        refusal.count(self.app_state)
         body = refusal.body
         about = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
         self.transport.write(STATUS_LINE[refusal.status] + about.encode() + body)

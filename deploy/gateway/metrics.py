@@ -46,6 +46,9 @@ class Metrics:
             "requests", "Requests that have ended, by status; 499: the client left", "model", "status"
         )
         self._slo = counter("slo", "Requests that have ended, by whether they met their SLO", "slo_class", "met")
+        self._refused = counter(
+            "refused", "Requests that were refused before they were routed, by status and code", "status", "code"
+        )
         self._retries = counter("retries", "Attempts after the first", "model")
         self._broken = counter("broken", "Answers that broke off after they had begun", "model")
         self._prompt = counter("prompt_tokens", "Prompt tokens that came in, estimated for text", "model")
@@ -54,6 +57,10 @@ class Metrics:
         self._ttft = seconds("ttft", "From arrival to first content of streams", COARSE_S)
         self._tpot = seconds("tpot", "Mean time per output token after the first, of streams", FINE_S)
         self._itl = seconds("itl", "Mean time between events with content, of streams", FINE_S)
+
+    def refused(self, status: int, code: str) -> None:
+        """A request has been refused before it was routed; it is not among those that have come in."""
+        self._refused.labels(str(status), code).inc()
 
     def came(self, journey: Journey) -> None:
         """A request has come in."""

@@ -62,9 +62,11 @@ class Proxy:
         try:
             asked, slo_class = await self._read(client)
         except RefusalError as refusal:
+            self._metrics.refused(refusal.status, refusal.code)
             await client.refuse(refusal, about)
             return
         except ClientGoneError:
+            self._metrics.refused(CLIENT_GONE, "client_gone")
             return
         journey = Journey(asked, slo_class, self._config.slo[slo_class], began_s)
         self._metrics.came(journey)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -44,8 +45,14 @@ class RefusalError(Exception):
         error = {"message": self.message, "type": kind, "param": None, "code": self.code}
         return json.dumps({"error": error}).encode()
 
-    def response(self) -> Response:
+    def count(self, state: Mapping[str, Any]) -> None:
+        """Tells the counter of refusals, where the application has one in the state of its lifespan."""
+        if "refused" in state:
+            state["refused"](self.status, self.code)
+
+    def response(self, request: Request) -> Response:
         """The answer."""
+        self.count(request.scope.get("state", {}))
         return Response(self.body, self.status, self.headers, "application/json")
 
 
@@ -56,16 +63,16 @@ async def _on_http_exception(request: Request, fault: Exception) -> Response:
     assert isinstance(fault, HTTPException)
     code = CODES.get(fault.status_code, "http_error")
     message = f"{request.method} {request.url.path}: {fault.detail}."
-    return RefusalError(fault.status_code, code, message, fault.headers).response()
+    return RefusalError(fault.status_code, code, message, fault.headers).response(request)
 
 
 async def _on_refusal(request: Request, refusal: Exception) -> Response:
     assert isinstance(refusal, RefusalError)
-    return refusal.response()
+    return refusal.response(request)
 
 
 async def _on_fault(request: Request, fault: Exception) -> Response:
-    return RefusalError(500, "internal_error", "The server failed at this; its log says how.").response()
+    return RefusalError(500, "internal_error", "The server failed at this; its log says how.").response(request)
 
 
 HANDLERS: dict[int | type[Exception], ExceptionHandler] = {
