@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from llmcluster.deploy.gateway.app import make_app
 from llmcluster.deploy.gateway.client import HttpGatewayClient
 from llmcluster.deploy.gateway.config import GatewayConfig, load_gateway_config
 from llmcluster.deploy.gateway.tokens import TokenFile
@@ -138,7 +139,9 @@ def test_prefix_affinity_goes_where_the_beginning_is(admin_tokens: Path) -> None
         ({"router": "magic"}, "invalid_steer"),
         ({"weights": {"a": -1}}, "invalid_steer"),
         ({"weights": {"a": "1e999"}}, "invalid_steer"),
+        ({"weights": {"a": 1e308}}, "invalid_steer"),
         ({"limits": {"a": 0.5}}, "invalid_steer"),
+        ({"limits": {"a": 10**400}}, "invalid_steer"),
         ({"weights": {"c": 1}}, "unknown_backend"),
         ({"closed": ["c"]}, "unknown_backend"),
         ({"what": 1}, "invalid_steer"),
@@ -189,6 +192,15 @@ def test_clients_and_administrators_have_tokens_of_their_own(admin_tokens: Path,
         assert call(url, "/health")[0] == 200
         assert counts(made) == [1]
         assert "authorization" not in made[0].headers[0]
+
+
+def test_a_token_of_a_client_is_none_of_an_administrator(tmp_path: Path) -> None:
+    """However the two files are named: by other paths, or as a copy."""
+    (tmp_path / "clients").write_text(f"{CLIENT}\n")
+    (tmp_path / "admin").write_text(f"{ADMIN}\n{CLIENT}\n")
+    config = GatewayConfig.model_validate(settings(client_tokens=tmp_path / "clients", admin_tokens=tmp_path / "admin"))
+    with pytest.raises(InputError, match=r"admin: has a token that clients have too\. Make one"):
+        make_app(config)
 
 
 def test_tokens_are_read_again_when_they_change(tmp_path: Path) -> None:
@@ -387,6 +399,7 @@ def settings(**more: Any) -> dict[str, Any]:
         ({"backends": []}, "backends"),
         ({"backends": [{"name": "a", "url": "ftp://x", "model": "m"}]}, "no address"),
         ({"backends": [{"name": "a", "url": "http://x:99999", "model": "m"}]}, "no address"),
+        ({"backends": [{"name": "a", "url": "http://ä..b", "model": "m"}]}, "no address"),
         ({"backends": [{"name": "a", "url": "http://x", "model": "m"}] * 2}, "names that differ"),
         ({"router": "magic"}, "router"),
         ({"unknown": 1}, "unknown"),

@@ -46,6 +46,8 @@ class Gateway:
         self._config, self._clock = config, clock
         self._clients = None if config.client_tokens is None else TokenFile(config.client_tokens, clock)
         self._admins = None if config.admin_tokens is None else TokenFile(config.admin_tokens, clock)
+        if self._admins is not None and self._clients is not None:
+            self._admins.demand_no_other(self._clients)
         self._upstream = Upstream(config)
         backends = [Backend(spec, config.health, config.prefix_units) for spec in config.backends]
         self._dispatcher = Dispatcher(backends, config.queue, config.router)

@@ -30,6 +30,7 @@ class BackendSpec(Spec):
         try:
             parts = urlsplit(url)
             _ = parts.port
+            (parts.hostname or "").encode("idna")
         except ValueError as fault:
             raise ValueError(f"'{url}' is no address ({fault})") from fault
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:

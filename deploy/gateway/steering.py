@@ -16,6 +16,8 @@ from .dispatch import Dispatcher
 from .metrics import Metrics
 from .refusal import RefusalError
 
+MOST = 10**9
+"""Of weights and limits; routers and metrics calculate with them."""
 _log = logging.getLogger(__name__)
 
 
@@ -44,8 +46,8 @@ class Steer(Spec):
             raise RefusalError(
                 400, "unknown_backend", f"There is no backend {sorted(unknown)}; there are {sorted(known)}."
             )
-        if any(weight < 0 for weight in steer.weights.values()) or any(limit < 0 for limit in steer.limits.values()):
-            raise RefusalError(400, "invalid_steer", "Weights and limits are 0 or more.")
+        if not all(0 <= number <= MOST for number in (*steer.weights.values(), *steer.limits.values())):
+            raise RefusalError(400, "invalid_steer", f"Weights and limits are from 0 to {MOST}.")
         return steer
 
 

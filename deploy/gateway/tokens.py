@@ -16,6 +16,7 @@ from .refusal import RefusalError
 
 CHECK_S = 1.0
 SHORTEST = 16
+REMEDY = "Make one with `openssl rand -hex 32`"
 _log = logging.getLogger(__name__)
 
 
@@ -41,8 +42,7 @@ class TokenFile:
         except (OSError, UnicodeDecodeError) as fault:
             raise InputError(str(path), f"cannot be read ({fault})", "Give a file with a token to a line") from fault
         if not tokens or min(map(len, tokens)) < SHORTEST:
-            remedy = "Make one with `openssl rand -hex 32`"
-            raise InputError(str(path), f"needs tokens of {SHORTEST} characters and more, a line each", remedy)
+            raise InputError(str(path), f"needs tokens of {SHORTEST} characters and more, a line each", REMEDY)
         self._digests = [_digest(token) for token in tokens]
 
     def admits(self, authorization: bytes | None) -> bool:
@@ -52,6 +52,11 @@ class TokenFile:
         given = _digest(token.strip())
         matches = [hmac.compare_digest(given, known) for known in self._digests]
         return any(matches) and scheme.lower() == b"bearer"
+
+    def demand_no_other(self, other: TokenFile) -> None:
+        """Raises :class:`InputError` where a token is in both files."""
+        if not set(self._digests).isdisjoint(other._digests):
+            raise InputError(str(self._path), "has a token that clients have too", REMEDY)
 
     def demand(self, authorization: bytes | None) -> None:
         """Raises :class:`RefusalError` unless the header bears one of the tokens."""

@@ -166,7 +166,7 @@ class Upstream:
             ) as response:
                 content = await response.content.read(LOOK_BYTES)
                 return content if response.status == 200 else None
-        except (aiohttp.ClientError, OSError, TimeoutError):
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):  # the last one of what is no HTTP, or no name
             return None
 
     @asynccontextmanager
