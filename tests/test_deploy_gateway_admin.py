@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +20,17 @@ from llmcluster.deploy.gateway.config import GatewayConfig, load_gateway_config
 from llmcluster.deploy.gateway.tokens import TokenFile
 from llmcluster.deploy.readings import ReadingError
 from llmcluster.errors import InputError
-from llmcluster.tests.backends import ADMIN, CLIENT, MODEL, Server, bearer, call, gateway_over, servers, until
+from llmcluster.tests.backends import (
+    ADMIN,
+    CLIENT,
+    MODEL,
+    Server,
+    bearer,
+    call,
+    gateway_over,
+    servers,
+    until,
+)
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "12345678"}]}
 
@@ -434,7 +445,8 @@ def test_it_runs_as_a_process_of_its_own(tmp_path: Path, admin_tokens: Path) -> 
         path = tmp_path / "gateway.toml"
         backend = f'[[gateway.backends]]\nname = "a"\nurl = "{made[0].url}"\nmodel = "{MODEL}"\n'
         path.write_text(f'[gateway]\nport = {port}\nadmin_tokens = "{admin_tokens}"\n{backend}')
-        process = subprocess.Popen([sys.executable, "-m", "llmcluster.deploy.gateway", "--config", str(path)])
+        command = [sys.executable, "-m", "llmcluster.deploy.gateway", "--config", str(path)]
+        process = subprocess.Popen(["sh", "-c", 'ulimit -S -n 200; exec "$@"', "sh", *command])
         try:
             client = HttpGatewayClient(f"http://127.0.0.1:{port}", ADMIN)
 
@@ -446,6 +458,10 @@ def test_it_runs_as_a_process_of_its_own(tmp_path: Path, admin_tokens: Path) -> 
 
             until(answers, 60)
             assert ask(f"http://127.0.0.1:{port}", 1) == [200]
+            with ExitStack() as many:  # more clients than a shell lets open files
+                for _ in range(300):
+                    many.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+                assert ask(f"http://127.0.0.1:{port}", 1) == [200]
             process.terminate()
             assert process.wait(30) == -signal.SIGTERM  # it ends in order, and then says by what it was ended
         finally:
@@ -463,7 +479,42 @@ def test_the_client_says_what_is_wrong(admin_tokens: Path) -> None:
             HttpGatewayClient(url, ADMIN).steer(None, {"c": 1.0}, {})
         with pytest.raises(ReadingError, match="404"):
             HttpGatewayClient(url + "/elsewhere", ADMIN).read()
+        with pytest.raises(ReadingError, match="answers 404, and not in JSON"):
+            HttpGatewayClient(made[0].url, ADMIN).read()
     with pytest.raises(InputError, match="no address"):
         HttpGatewayClient("127.0.0.1:80", ADMIN)
-    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ReadingError, match="timed out"):
+    with pytest.raises(ReadingError, match="header"):
+        HttpGatewayClient(url, "two\ntokens").read()
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ReadingError, match=r"within 0\.1 s"):
         HttpGatewayClient(f"http://127.0.0.1:{silent.getsockname()[1]}", ADMIN, timeout_s=0.1).read()
+
+
+def test_the_client_waits_no_longer_than_it_is_told_for_an_answer_that_trickles_in() -> None:
+    """The control loop waits for it while limits are in force."""
+    ended = threading.Event()
+
+    def trickle(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 10000\r\n\r\n")
+            while not ended.wait(0.05):
+                try:
+                    connection.sendall(b" ")
+                except OSError:
+                    return
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=trickle, args=(listener,))
+        thread.start()
+        caller = threading.Thread(target=_read_quietly, args=(f"http://127.0.0.1:{listener.getsockname()[1]}",))
+        caller.start()
+        caller.join(3.0)
+        assert not caller.is_alive()
+        ended.set()
+        thread.join(10)
+
+
+def _read_quietly(url: str) -> None:
+    with pytest.raises(ReadingError, match="within"):
+        HttpGatewayClient(url, ADMIN, timeout_s=0.2).read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from urllib.parse import urlsplit
 
@@ -14,7 +15,12 @@ MAX_PAGE_BYTES = 8 * 2**20
 
 
 def fetch(
-    url: str, timeout_s: float, method: str = "GET", max_bytes: int = MAX_PAGE_BYTES, body: bytes = b""
+    url: str,
+    timeout_s: float,
+    method: str = "GET",
+    max_bytes: int = MAX_PAGE_BYTES,
+    body: bytes = b"",
+    headers: Mapping[str, str] | None = None,
 ) -> tuple[int, bytes]:
     """Status and body of an answer.
 
@@ -24,6 +30,7 @@ def fetch(
         method: HTTP method.
         max_bytes: Length of the answer at most.
         body: What to send along, JSON.
+        headers: Further headers.
 
     Raises:
         ReadingError: There is no answer in time, it is too long, or it is none.
@@ -33,12 +40,13 @@ def fetch(
     connection = (HTTPSConnection if parts.scheme == "https" else HTTPConnection)(parts.netloc, timeout=timeout_s)
     try:
         target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
-        connection.request(method, target, body or None, {"Content-Type": "application/json"} if body else {})
+        kind = {"Content-Type": "application/json"} if body else {}
+        connection.request(method, target, body or None, {**kind, **(headers or {})})
         answer = connection.getresponse()
         return answer.status, _body(connection, answer, url, until_s, max_bytes)
     except TimeoutError:
         raise ReadingError(f"{url} does not answer within {timeout_s:g} s; look whether it is overloaded") from None
-    except (OSError, HTTPException) as fault:
+    except (OSError, HTTPException, ValueError) as fault:  # the last one of a header that cannot be sent
         told = str(fault) or type(fault).__name__
         raise ReadingError(f"{url} does not answer ({told}); look whether it runs and listens there") from fault
     finally:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 from collections.abc import Collection, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
-from ...errors import InputError
+from ..engines.http import checked_url, fetch
 from ..readings import GatewayReading, ReadingError
 
 MOST_BYTES = 2**20
@@ -20,22 +18,14 @@ class HttpGatewayClient:
     Args:
         url: Where the gateway is.
         token: One of its administration tokens.
-        timeout_s: How long each step of a call may take, seconds.
+        timeout_s: How long a call may take, seconds.
 
     Raises:
         InputError: The address is none.
     """
 
     def __init__(self, url: str, token: str, timeout_s: float = 2.0) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"gateway '{url}'", "is no address", "Give one such as http://127.0.0.1:8080")
-        self._url, self._token, self._timeout_s = url, token, timeout_s
-        self._host, self._port, self._prefix = parts.hostname, parts.port, parts.path.rstrip("/")
-        secure = parts.scheme == "https"
-        self._connection: type[http.client.HTTPConnection] = (
-            http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        )
+        self._url, self._token, self._timeout_s = checked_url(url), token, timeout_s
 
     def read(self) -> GatewayReading:
         """The reading of now.
@@ -43,7 +33,7 @@ class HttpGatewayClient:
         Raises:
             ReadingError: The gateway does not answer in time.
         """
-        return self._reading(self._call("GET", "/admin/reading", None))
+        return self._reading(self._call("GET", "/admin/reading"))
 
     def steer(
         self,
@@ -73,20 +63,16 @@ class HttpGatewayClient:
         }
         self._call("POST", "/admin/steer", json.dumps(steer).encode())
 
-    def _call(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
-        connection = self._connection(self._host, self._port, timeout=self._timeout_s)
-        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+    def _call(self, method: str, path: str, body: bytes = b"") -> dict[str, Any]:
+        headers = {"Authorization": f"Bearer {self._token}"}
+        status, answer = fetch(self._url + path, self._timeout_s, method, MOST_BYTES, body, headers)
         try:
-            connection.request(method, self._prefix + path, body, headers)
-            response = connection.getresponse()
-            content = json.loads(response.read(MOST_BYTES))
-        except (OSError, http.client.HTTPException, ValueError) as fault:
-            raise ReadingError(f"the gateway at {self._url} does not answer: {fault}") from fault
-        finally:
-            connection.close()
-        if response.status != 200 or not isinstance(content, dict):
+            content = json.loads(answer)
+        except ValueError as fault:
+            raise ReadingError(f"the gateway at {self._url} answers {status}, and not in JSON: {fault}") from fault
+        if status != 200 or not isinstance(content, dict):
             said = content.get("error", {}).get("message", "") if isinstance(content, dict) else ""
-            raise ReadingError(f"the gateway at {self._url} answers {response.status}: {said}")
+            raise ReadingError(f"the gateway at {self._url} answers {status}: {said}")
         return content
 
     def _reading(self, content: dict[str, Any]) -> GatewayReading:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import threading
 from collections.abc import Iterator
@@ -69,8 +70,15 @@ def run(config: GatewayConfig) -> None:
         InputError: It cannot listen where it shall, or a file of tokens does not hold.
     """
     app = make_app(config)
+    _raise_file_limit()
     with listen(config.host, config.port) as made:
         make_server(app, config.limits, config.timeouts).run(sockets=[made])
+
+
+def _raise_file_limit() -> None:
+    """A stream takes two files, of which a shell often allows 1,024 although the system allows more."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextmanager
