@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -48,7 +48,7 @@ class SidecarConfig(Spec):
     @model_validator(mode="after")
     def _is_guarded(self) -> SidecarConfig:
         if not is_loopback(self.host) and self.tokens is None:
-            raise ValueError(f"host: '{self.host}' is open to others; set tokens, or listen at 127.0.0.1")
+            raise ValueError(f"host: '{self.host}' is open to others. Give a file of tokens, or listen at 127.0.0.1")
         return self
 
 
@@ -164,7 +164,9 @@ def main() -> None:
         app = make_sidecar(config)
         with listen(config.host, config.port) as made:
             make_server(app, config.limits, config.timeouts).run(sockets=[made])
-    except (InputError, ValueError) as fault:
+    except ValidationError as fault:
+        sys.exit("error: " + "; ".join(problem["msg"].removeprefix("Value error, ") for problem in fault.errors()))
+    except InputError as fault:
         sys.exit(f"error: {fault}")
 
 

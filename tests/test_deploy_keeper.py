@@ -447,7 +447,7 @@ def test_only_gpus_in_care_are_changed_and_others_restored(gpus: EmulatedGpus, p
     done = subprocess.run(
         command(path, "--gpu", "7"), env=dict(os.environ) | gpus.environment(), capture_output=True, text=True
     )
-    assert (done.returncode, "7: no such GPU" in done.stderr) == (2, True)
+    assert (done.returncode, "\nerror: 7: no such GPU" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -240,6 +240,21 @@ def test_decisions_do_not_pile_up(tiny_file: str, monkeypatch: pytest.MonkeyPatc
     assert answers == [429, 503, 503]
 
 
+def test_what_keeps_it_from_starting_is_told_in_a_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "llmcluster.deploy.sidecar", "--agent", "uniform-cap"]
+    for more, said in (
+        (
+            ["--host", "0.0.0.0"],
+            "error: host: '0.0.0.0' is open to others. Give a file of tokens, or listen at 127.0.0.1",
+        ),
+        (["--tokens", str(tmp_path / "none")], f"error: {tmp_path / 'none'}: cannot be read"),
+    ):
+        done = subprocess.run([*command, *more], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert done.stderr.strip().splitlines()[-1].startswith(said)
+        assert "Traceback" not in done.stderr
+
+
 def test_it_runs_as_a_process_of_its_own(tiny_file: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

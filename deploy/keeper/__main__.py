@@ -75,7 +75,7 @@ def main() -> int:
         with alone(options.socket):
             faults = asyncio.run(keep(options, NvmlSession()))
     except (InputError, DeployError) as fault:
-        print(fault, file=sys.stderr)
+        print(f"error: {fault}", file=sys.stderr)
         return 2
     for left in faults.values():
         logger.error("not restored: %s", left)
