@@ -1,17 +1,24 @@
 """The gateway before real servers, over real sockets, under the real client."""
 
 import asyncio
+import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import openai
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
 
 from llmcluster.deploy.gateway.client import HttpGatewayClient
+from llmcluster.deploy.gateway.config import LimitSpec, TimeoutSpec
+from llmcluster.deploy.gateway.server import serve_app
 from llmcluster.tests.backends import ADMIN, MODEL, Server, call, closing_socket, gateway_over, servers, until
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "How warm is it?"}]}
@@ -100,6 +107,26 @@ def test_chunks_are_passed_on_as_they_come(two: Pair) -> None:
         assert [next(stream).choices[0].delta.content for _ in range(3)] == ["", "a0 ", "a1 "]
         two[0].hold.set()
         assert said(stream) == "a2 a3 "
+
+
+def test_a_list_of_models_that_comes_in_pieces_is_read_to_its_end() -> None:
+    entry = {"id": MODEL, "object": "model", "created": 7, "owned_by": "vllm"}
+    text = json.dumps({"object": "list", "data": [{**entry, "id": "another"}, entry]}).encode()
+
+    async def models(request: Request) -> Response:
+        async def pieces() -> AsyncIterator[bytes]:
+            for at in range(0, len(text), 50):
+                yield text[at : at + 50]
+                await asyncio.sleep(0.01)
+
+        return StreamingResponse(pieces(), media_type="application/json")
+
+    app = Starlette(routes=[Route("/v1/models", models), Route("/health", lambda _: Response())])
+    with (
+        serve_app(app, "127.0.0.1", 0, LimitSpec(), TimeoutSpec(drain_s=0.5)) as serving,
+        gateway_over({"a": serving.url}) as url,
+    ):
+        assert call(url, "/v1/models")[2]["data"] == [entry]
 
 
 def test_the_servers_own_name_of_the_model_is_put_in(two: Pair) -> None:

@@ -164,7 +164,9 @@ class Upstream:
             async with self._open.get(
                 self._url(backend, path), headers=_headers(backend, {}), allow_redirects=False, timeout=timeout
             ) as response:
-                content = await response.content.read(LOOK_BYTES)
+                content = b""
+                while len(content) < LOOK_BYTES and (part := await response.content.readany()):
+                    content += part
                 return content if response.status == 200 else None
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):  # the last one of what is no HTTP, or no name
             return None
