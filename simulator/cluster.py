@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from .agenda import Agenda
 from .blueprint import Blueprint
 from .coupling import note_coupling
-from .drivers import CompiledDriver, make_driver
+from .drivers import CompiledDriver, ReferenceDriver, make_driver
 from .errors import InputError
 from .facility import Facility
 from .faults import Faults, FaultSpec
@@ -39,6 +39,7 @@ from .kernels.state import (
 )
 from .lifecycle import Lifecycle
 from .protection import BRAKE_CLOCK, Protection
+from .reference.engine import ReferenceEngine
 from .reference.observer import Observer
 from .routing import Router
 from .rows import rows_of
@@ -368,6 +369,17 @@ class Cluster:
         self.requests = concatenate([self.requests.take(stay), requests])
         self.__dict__.pop("fingerprint", None)  # it was that of another workload
         return stay
+
+    @property
+    def reference(self) -> ReferenceEngine:
+        """The reference engine, to which requests can be submitted as they come.
+
+        Raises:
+            InputError: The cluster runs on another one.
+        """
+        if not isinstance(self._current, ReferenceDriver):
+            raise InputError("engine", "the compiled one takes no live requests", 'Use engine="reference"')
+        return self._current.reference
 
     def drain(self, patience_s: float = 3600.0) -> bool:
         """Runs on until every request has left, for ``patience_s`` at most; returns whether that is so."""

@@ -89,26 +89,29 @@ class ReferenceDriver:
     Args:
         engine: Its arrays.
         observer: Is told of everything as it happens.
+
+    Attributes:
+        reference: The engine itself.
     """
 
     def __init__(self, engine: Engine, observer: Observer | None = None) -> None:
         self.engine = engine
-        self._reference = ReferenceEngine(engine, observer)
+        self.reference = ReferenceEngine(engine, observer)
 
     def run(self, cluster: Cluster, router: Router | None, until_ps: int, changed: bool) -> None:
         """See :class:`Driver`."""
         if router is not None:
-            self._reference.router = lambda request, candidates: router(cluster, request, candidates)
-        self._reference.advance(until_ps, changed)
-        self._reference.router = None
+            self.reference.router = lambda request, candidates: router(cluster, request, candidates)
+        self.reference.advance(until_ps, changed)
+        self.reference.router = None
 
     def clear_cache(self, slot: int) -> None:
         """See :class:`Driver`."""
-        self._reference.clear(slot)
+        self.reference.clear(slot)
 
     def evict(self, slot: int) -> None:
         """See :class:`Driver`."""
-        self._reference.evict(slot)
+        self.reference.evict(slot)
 
     def roll(self, rows: Records, hashes: NDArray[np.int64]) -> None:
         """Refuses: it holds a workload whole."""

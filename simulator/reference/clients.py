@@ -40,6 +40,12 @@ class Clients:
         self._world, self._engine, self._submit, self._observer = world, engine, submit, observer
         world.process(self._arrivals())
 
+    def send(self, row: int) -> Request:
+        """The request of a row is sent now, for whoever called this to submit it."""
+        request = Request.of(self._engine, row, self._world.now_ps)
+        self._count(request)
+        return request
+
     def leave(self, request: Request, status: int, slot: int) -> None:
         """The end of a request: its client may now think about the next one."""
         now_ps, requests, cursor = self._world.now_ps, self._engine.requests, self._engine.cursor
@@ -84,12 +90,15 @@ class Clients:
         self._send(request)
 
     def _send(self, request: Request) -> None:
+        self._count(request)
+        if request.record["unfit"]:
+            self.leave(request, REJECTED, -1)
+        else:
+            self._submit(request)
+
+    def _count(self, request: Request) -> None:
         cursor = self._engine.cursor
         request.sent_ps = self._world.now_ps
         request.record["sent_ps"] = request.sent_ps
         cursor[C_SENT] += 1
         cursor[C_SENT_TOKENS] += request.prompt
-        if request.record["unfit"]:
-            self.leave(request, REJECTED, -1)
-        else:
-            self._submit(request)

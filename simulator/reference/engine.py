@@ -11,8 +11,10 @@ import simpy
 from ..kernels.state import BIN_PS, C_GATEWAY_COUNT, C_NOW, Engine
 from .control import Control
 from .gateway import Gateway
+from .meter import Instant
 from .moments import CLOSE, CONTROL, World
 from .observer import Observer
+from .request import Request
 from .routing import RouterObject
 
 
@@ -61,6 +63,23 @@ class ReferenceEngine:
         for replica in self._replicas:
             replica.meter.account(self._world.now_ps)
         self._publish()
+
+    def submit(self, row: int, prompt_tokens: int, output_tokens: int, slot: int) -> Request:
+        """A request that comes live: it takes a row that has not arrived, and goes to the given slot now."""
+        record = self.engine.requests[row]
+        record["prompt"], record["output"] = prompt_tokens, output_tokens
+        request = self._gateway.place(row, self._replicas[slot])
+        self._publish()
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """The client of a request that is at a slot has gone for good."""
+        self._replicas[int(request.record["slot"])].abort(request)
+        self._publish()
+
+    def instant(self, slot: int) -> Instant:
+        """What a slot's meter shows now."""
+        return self._replicas[slot].meter.instant
 
     def evict(self, slot: int) -> None:
         """A slot, whose status is FAILED already, loses its iteration, its KV cache and its requests."""

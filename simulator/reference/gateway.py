@@ -53,11 +53,20 @@ class Gateway:
         if not self._route(request):
             self._hold(request)
 
-    def take_back(self, request: Request, status: int, replica: Replica) -> None:
-        """A request leaves a slot: it has come to its end, its client has given up, or it goes on elsewhere."""
+    def place(self, row: int, replica: Replica) -> Request:
+        """A request is sent now, to a slot that somebody else has chosen."""
+        request = self._clients.send(row)
+        replica.enqueue(request)
+        return request
+
+    def take_back(self, request: Request, status: int, replica: Replica, *, for_good: bool = False) -> None:
+        """A request leaves a slot: it has come to its end, its client has given up, or it goes on elsewhere.
+
+        A client that has given up may try again, unless it has done so ``for_good``.
+        """
         if status == IN_TRANSFER:
             self._hand_over(request, replica)
-        elif status == TIMED_OUT:
+        elif status == TIMED_OUT and not for_good:
             self._clients.give_up(request, replica.slot)
         else:
             self._clients.leave(request, status, replica.slot)

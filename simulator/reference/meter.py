@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..kernels.state import (
     BIN_PS,
@@ -39,6 +40,24 @@ class Flight:
         if time_ps == self.end_ps:
             return self.energy
         return math.floor(self.energy * (float(time_ps - self.start_ps) / float(self.end_ps - self.start_ps)))
+
+
+class Instant(NamedTuple):
+    """A slot between two seconds.
+
+    Attributes:
+        power_w: Power now.
+        energy: Drawn in the open second so far, in units of 1e-14 J.
+        prompt_tokens: Computed in it.
+        output_tokens: Generated in it.
+        flight_ps: When the iteration under way began, -1 at rest.
+    """
+
+    power_w: float
+    energy: int
+    prompt_tokens: int
+    output_tokens: int
+    flight_ps: int
 
 
 class Meter:
@@ -89,6 +108,12 @@ class Meter:
         elif time_ps > self._accounted_ps:
             self._energy += self._rest_cw() * (time_ps - self._accounted_ps)
         self._accounted_ps = time_ps
+
+    @property
+    def instant(self) -> Instant:
+        """What it shows at the time up to which it has accounted."""
+        begun_ps = -1 if self.flight is None else self.flight.start_ps
+        return Instant(self._instant_w(), self._energy, self._prompt_tokens, self._output_tokens, begun_ps)
 
     def close(self, edge_ps: int) -> Records:
         """Ends the second before ``edge_ps``: energy, meter, heat; returns its record."""

@@ -67,6 +67,7 @@ class Replica:
         self._world, self._engine, self._physics = world, engine, physics
         self._gateway, self._observer = gateway, observer
         self._work = world.event()
+        self._aborted: list[Request] = []
         self._install()
         self._process = world.process(self._serve())
 
@@ -88,6 +89,19 @@ class Replica:
         if not self._work.triggered:
             self._work.succeed()
 
+    def abort(self, request: Request) -> None:
+        """The client of a request here has gone for good: it leaves, at the end of an iteration that computes it."""
+        flight = self.meter.flight
+        if flight is not None and request in self.scheduler.running:
+            self._aborted.append(request)
+        else:
+            self._drop(request)
+
+    def _drop(self, request: Request) -> None:
+        self.governor.holds = False
+        self.scheduler.drop(request)
+        self._gateway.take_back(request, TIMED_OUT, self, for_good=True)
+
     def clear(self) -> None:
         """Empties the KV cache, and makes it that of the deployment that the slot has now.
 
@@ -107,6 +121,7 @@ class Replica:
         if self.meter.flight is not None:
             self._observe(self.meter.end(self._world.now_ps), self._world.now_ps)
             self._process.interrupt()
+        self._aborted.clear()
         requests = sorted([*self.scheduler.running, *self.scheduler.waiting], key=lambda request: request.row)
         for request in requests:
             request.give_up_cache()
@@ -193,6 +208,10 @@ class Replica:
             self._first_or_next_token(request, now_ps)
         if finished or plan.chunks:
             self.governor.holds = False
+        for request in self._aborted:
+            if request in self.scheduler.running:
+                self._drop(request)
+        self._aborted.clear()
 
     def _first_or_next_token(self, request: Request, now_ps: int) -> None:
         """What comes with the end of a prefill: the first token, or after a preemption the next."""

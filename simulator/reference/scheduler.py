@@ -79,6 +79,13 @@ class Scheduler:
         self.running.remove(request)
         self._free(request)
 
+    def drop(self, request: Request) -> None:
+        """A request leaves, running or waiting."""
+        if request in self.running:
+            self.finish(request)
+        else:
+            self.waiting.remove(request)
+
     def hit(self, request: Request) -> list[Unit]:
         """The leading units of its prompt that it would find cached; the last token it needs is always computed."""
         if not self._unit_tokens or request.transferred:
