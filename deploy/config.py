@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..envs.scenario import explain
+from ..envs.scenario import explain, load_scenario
 from ..files import read_toml
 from ..simulator.errors import InputError
+from .gateway.config import GatewayConfig
 from .site import SourceSpec
 
 EXAMPLE = "example.toml"
@@ -27,19 +28,18 @@ class SlotConfig(_Spec):
     gpus: tuple[str, ...] = Field(min_length=1, description="Its GPUs, by UUID or by index, as text.")
     url: str = Field(pattern=r"^https?://", description="Where its inference server listens.")
     model: str = Field(description="Model that it holds at the start, by its name in the catalogue.")
-
-
-class GatewayConfig(_Spec):
-    """The gateway, as the loop talks to it."""
-
-    url: str = Field(default="http://127.0.0.1:8080", pattern=r"^https?://", description="Where it listens.")
-    admin_token_file: Path = Field(description="File with the bearer token for `/admin`; no one else may read it.")
+    served_name: str | None = Field(default=None, description="The server's own name of the model, where it differs.")
+    api_key_file: Path | None = Field(default=None, description="File with the key that the server asks for.")
 
 
 class KeeperConfig(_Spec):
     """The keeper, which alone writes limits."""
 
     socket: Path = Field(default=Path("/run/llmcluster/keeper.sock"), description="Its Unix socket.")
+    allow_uids: tuple[int, ...] = Field(default=(), description="Users who may connect; by default the keeper's own.")
+    lease_s: float = Field(
+        default=5.0, gt=0, description="Limits are restored after so long without a sign of the loop."
+    )
 
 
 class LimitsConfig(_Spec):
@@ -120,7 +120,10 @@ class DeployConfig(_Spec):
 
     scenario: str = Field(description="Name or TOML file of the scenario that the agent was trained on.")
     slots: tuple[SlotConfig, ...] = Field(min_length=1, description="All slots of the scenario.")
-    gateway: GatewayConfig
+    gateway: GatewayConfig = Field(description="The gateway: where it listens, who may use it, its backends.")
+    gateway_at: str | None = Field(
+        default=None, pattern=r"^https?://", description="Where the loop finds the gateway, if it is on another host."
+    )
     keeper: KeeperConfig = KeeperConfig()
     limits: LimitsConfig = LimitsConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
@@ -141,6 +144,24 @@ class DeployConfig(_Spec):
                 raise ValueError(f"{what}: {twice[0]!r} is given twice; give each once")
         return self
 
+    @property
+    def gateway_url(self) -> str:
+        """Where the gateway is."""
+        host = f"[{self.gateway.host}]" if ":" in self.gateway.host else self.gateway.host
+        return self.gateway_at or f"http://{host}:{self.gateway.port}"
+
+    def keeper_arguments(self) -> list[str]:
+        """The command line of the keeper: it reads no configuration, so as to need nothing that does."""
+        ceiling_w = [] if self.limits.ceiling_w is None else [f"--ceiling-w={self.limits.ceiling_w:g}"]
+        return [
+            f"--socket={self.keeper.socket}",
+            f"--lease-s={self.keeper.lease_s:g}",
+            f"--floor-w={self.limits.floor_w:g}",
+            *ceiling_w,
+            *(f"--allow-uid={uid}" for uid in self.keeper.allow_uids),
+            *(f"--gpu={gpu}" for slot in self.slots for gpu in slot.gpus),
+        ]
+
 
 _Part = TypeVar("_Part", LimitsConfig, SiteConfig)
 
@@ -148,29 +169,43 @@ _Part = TypeVar("_Part", LimitsConfig, SiteConfig)
 def load_config(path: Path) -> DeployConfig:
     """Reads the configuration; relative paths in it start at its folder.
 
+    The gateway's backends are the slots, and its SLO classes the scenario's, unless the file says otherwise.
+
     Raises:
         InputError: There is none, or it does not hold; the message names file, field and remedy.
     """
+    content, folder = read_toml(path), path.absolute().parent
+    scenario = content.get("scenario")
+    if isinstance(scenario, str) and scenario.endswith(".toml"):
+        content["scenario"] = str(folder / scenario)
     try:
-        config = DeployConfig.model_validate(read_toml(path))
+        config = DeployConfig.model_validate(content | {"gateway": _gateway(content)})
     except ValidationError as fault:
         remedy = "`llmcluster deploy init` writes a commented example"
         raise InputError(str(path), *explain(fault, "the configuration", remedy)) from fault
-    return _placed(config, path.absolute().parent)
-
-
-def _placed(config: DeployConfig, folder: Path) -> DeployConfig:
-    scenario = config.scenario
     return config.model_copy(
         update={
-            "scenario": str(folder / scenario) if scenario.endswith(".toml") else scenario,
-            "gateway": config.gateway.model_copy(update={"admin_token_file": folder / config.gateway.admin_token_file}),
-            "keeper": KeeperConfig(socket=folder / config.keeper.socket),
+            "gateway": config.gateway.rooted(folder),
+            "keeper": config.keeper.model_copy(update={"socket": folder / config.keeper.socket}),
             "audit": config.audit.model_copy(update={"path": folder / config.audit.path}),
             "limits": _with_files(config.limits, folder),
             "site": _with_files(config.site, folder),
         }
     )
+
+
+def _gateway(content: dict[str, Any]) -> Any:
+    """The table of the gateway, with what it leaves to slots and scenario."""
+    given, slots = content.get("gateway", {}), content.get("slots", [])
+    if not isinstance(given, dict) or not isinstance(slots, list):
+        return given
+    filled = dict(given)
+    if "backends" not in given:
+        wanted = ("name", "url", "model", "served_name", "api_key_file")
+        filled["backends"] = [{k: slot[k] for k in wanted if k in slot} for slot in slots if isinstance(slot, dict)]
+    if "slo" not in given and isinstance(content.get("scenario"), str):
+        filled["slo"] = load_scenario(content["scenario"]).slo
+    return filled
 
 
 def _with_files(part: _Part, folder: Path) -> _Part:
