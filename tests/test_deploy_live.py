@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from llmcluster.deploy.rehearsal.live import LiveMachine, LiveRequest, NotServingError
+from llmcluster.deploy.rehearsal.live import SCENARIO, LiveMachine, LiveRequest, NotServingError
 from llmcluster.envs.actions import ClusterAction
 from llmcluster.envs.plant import SimulatedPlant
 from llmcluster.envs.scenario import load_scenario
@@ -22,12 +22,12 @@ SECONDS = 40
 
 @pytest.fixture
 def machine() -> LiveMachine:
-    return LiveMachine("rehearsal", capacity=1000)
+    return LiveMachine(capacity=1000)
 
 
 def told_in_advance() -> SimulatedPlant:
     """The same scenario with its own workload, on the compiled engine."""
-    scenario = load_scenario("rehearsal")
+    scenario = load_scenario(SCENARIO)
     twin = LiveMachine(scenario, capacity=1)
     requests = generate(scenario.workload, SECONDS - 10, np.random.default_rng(5), twin.plant.fleet.models)
     return SimulatedPlant(
@@ -36,7 +36,7 @@ def told_in_advance() -> SimulatedPlant:
 
 
 def test_requests_sent_live_do_what_the_same_table_does() -> None:
-    plant, machine = told_in_advance(), LiveMachine("rehearsal", capacity=1000)
+    plant, machine = told_in_advance(), LiveMachine(capacity=1000)
     caps = np.array([700.0, 900.0, 1100.0, 1400.0])
     plant.cluster.cap(caps)
     machine.cluster.cap(caps)
@@ -146,7 +146,7 @@ def test_what_cannot_be_served_is_refused(machine: LiveMachine) -> None:
         machine.serve(0, "Llama-3.1-8B")
     with pytest.raises(InputError, match="none of that name"):
         machine.number("slot9")
-    small = LiveMachine("rehearsal", capacity=1)
+    small = LiveMachine(capacity=1)
     small.submit(0, 1, 1)
     with pytest.raises(NotServingError, match="made for"):
         small.submit(0, 1, 1)

@@ -25,7 +25,7 @@ SLOT = "row0/rack0/server0/slot0"
 
 @pytest.fixture
 def servers() -> Iterator[EmulatedServers]:
-    with EmulatedServers(LiveMachine("rehearsal", capacity=2000)) as running:
+    with EmulatedServers(LiveMachine(capacity=2000)) as running:
         yield running
 
 

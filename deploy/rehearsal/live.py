@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -30,6 +31,9 @@ from ...simulator.reference.observer import Observer
 from ...simulator.reference.request import Request
 from ...simulator.units import PS_PER_S
 from ...simulator.workload.table import RequestTable
+
+SCENARIO = Path(__file__).with_name("rehearsal.toml")
+"""Eight H100 in four slots, for a rehearsal that is given no other scenario."""
 
 CAPACITY = 100_000
 """Requests that a machine takes in its life, by default: each has its row of the request table, 140 bytes."""
@@ -156,7 +160,7 @@ class LiveMachine:
         on_status: Called with slot, former and new state whenever one changes, before those who wait are woken.
     """
 
-    def __init__(self, scenario: str | Scenario, seed: int = 0, capacity: int = CAPACITY) -> None:
+    def __init__(self, scenario: str | Path | Scenario = SCENARIO, seed: int = 0, capacity: int = CAPACITY) -> None:
         self.scenario = scenario = load_scenario(scenario)
         blueprint = Blueprint.of(scenario.cluster)
         ones = np.ones(capacity, np.int32)
