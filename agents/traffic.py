@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..envs.observation import BACKLOG_SCALE
-from ..envs.scenario import SloSpec
+from ..envs.spec import SloSpec
 from ..envs.traces import REFERENCE_LOAD
 from ..simulator.workload.table import ANY_MODEL
 from .base import Task, View

@@ -17,16 +17,8 @@ from ..simulator.tenants import TenantsSpec
 from ..simulator.topology import ClusterSpec
 from ..simulator.workload.spec import WorkloadSpec
 from .actions import ROUTERS, RouterName
-from .world_spec import BudgetSpec, EventSpec, GridSpec, InstancesSpec, Spec
-
-
-class SloSpec(Spec):
-    """A request meets its SLO if both hold."""
-
-    ttft_s: float = Field(default=2.0, gt=0, description="Time to first token at most, seconds.")
-    tpot_s: float = Field(
-        default=0.05, gt=0, description="Mean time per output token after the first at most, seconds."
-    )
+from .spec import SloSpec, Spec
+from .world_spec import BudgetSpec, EventSpec, GridSpec, InstancesSpec
 
 
 class ActionSpec(Spec):

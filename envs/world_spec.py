@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from ..simulator.protection import ShedSpec
 from ..simulator.signals import Points, SignalSpec, ascend
+from .spec import Spec
 
 Span = float | tuple[float, float]
 """A number, or the two ends between which it is drawn evenly."""
-
-
-class Spec(BaseModel):
-    """A frozen part of a scenario; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class BudgetSpec(Spec):

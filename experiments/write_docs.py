@@ -15,7 +15,8 @@ from ..agents.registry import AGENTS, CANDIDATES
 from ..envs import reward
 from ..envs.cluster_env import LLMClusterEnv
 from ..envs.features import Feature, senses_of
-from ..envs.scenario import ActionSpec, RewardSpec, Scenario, SloSpec, load_scenario, scenario_names
+from ..envs.scenario import ActionSpec, RewardSpec, Scenario, load_scenario, scenario_names
+from ..envs.spec import SloSpec
 from ..envs.world_spec import BudgetSpec, EventSpec, GridSpec, InstancesSpec
 from ..simulator.breakers import BreakerSpec
 from ..simulator.catalog import Catalog

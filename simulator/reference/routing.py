@@ -74,7 +74,7 @@ class Routing:
         if router == POWER_OF_TWO:
             self._draws += 1
             return power_of_two(candidates, weights, int(self._engine.cursor[C_SEED]) + self._draws)
-        return prefix_affinity(candidates, weights, request)
+        return prefix_affinity(candidates, weights, lambda slot: len(slot.scheduler.hit(request)))
 
     def _ask(self, request: Request, candidates: list[Replica]) -> Replica | None:
         if self.router is None:
