@@ -62,6 +62,12 @@ class LimitsConfig(_Spec):
         default=2.0, ge=0, description="Time between two writes of a GPU's limit; the budget does not wait."
     )
 
+    @model_validator(mode="after")
+    def _budget_is_power(self) -> LimitsConfig:
+        if self.budget_w is not None and self.budget_w.lowest is not None and self.budget_w.lowest <= 0:
+            raise ValueError(f"budget_w: {self.budget_w.lowest:g} W is no power; give some watts")
+        return self
+
 
 class TelemetryConfig(_Spec):
     """Where readings come from, and when they are too old."""

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..envs.cluster_env import LLMClusterEnv
 from ..envs.scenario import Scenario
 from ..simulator.errors import InputError
-from .config import DeployConfig
+from .config import DeployConfig, load_config
 
 REFUSED_GROUPS = {
     "place": "nobody asks a real gateway for a slot",
     "reconfigure": "no launcher changes model or tensor parallelism of a slot for the agent",
 }
+
+
+def checked_config(path: Path) -> DeployConfig:
+    """Reads a configuration, and holds it against its scenario.
+
+    Raises:
+        InputError: It does not hold, or the scenario cannot be deployed.
+    """
+    config = load_config(path)
+    env = LLMClusterEnv(config.scenario, forecaster="none")
+    check_deployable(env.scenario, config.scenario)
+    check_slots(config, env, str(path))
+    order = {name: i for i, name in enumerate(env.fleet.slots)}
+    return config.model_copy(update={"slots": tuple(sorted(config.slots, key=lambda slot: order[slot.name]))})
 
 
 def check_deployable(scenario: Scenario, where: str) -> None:

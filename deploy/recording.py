@@ -6,8 +6,9 @@ import threading
 from pathlib import Path
 
 from ..envs.cluster_env import LLMClusterEnv
+from .deployable import checked_config
 from .record import Recorded, Recorder, record
-from .stack import checked_config, opened_gpus, sampler_of
+from .stack import opened_gpus, sampler_of
 
 
 def record_to(

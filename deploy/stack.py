@@ -19,8 +19,8 @@ from ..simulator.errors import InputError
 from .audit import Audit
 from .beats import Beats
 from .capping import Capper, Log
-from .config import DeployConfig, load_config
-from .deployable import check_deployable, check_slots
+from .config import DeployConfig
+from .deployable import checked_config
 from .exporter import Exporter, LoopCollector
 from .gateway.client import HttpGatewayClient
 from .guards import Bounds
@@ -55,20 +55,6 @@ class Stack:
     plant: RealPlant
     mind: Mind
     exporter: Exporter
-
-
-def checked_config(path: Path) -> DeployConfig:
-    """Reads a configuration, and holds it against its scenario.
-
-    Raises:
-        InputError: It does not hold, or the scenario cannot be deployed.
-    """
-    config = load_config(path)
-    env = LLMClusterEnv(config.scenario, forecaster="none")
-    check_deployable(env.scenario, config.scenario)
-    check_slots(config, env, str(path))
-    order = {name: i for i, name in enumerate(env.fleet.slots)}
-    return config.model_copy(update={"slots": tuple(sorted(config.slots, key=lambda slot: order[slot.name]))})
 
 
 @contextmanager

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .deployable import checked_config
 from .keeper.client import KeeperClient
 from .readings import ReadingError
 from .sampler import Held, Look
-from .stack import checked_config, gateway_client, opened_gpus, sampler_of
+from .stack import gateway_client, opened_gpus, sampler_of
 
 
 class _NoGpus:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -109,10 +110,11 @@ async def _send(session: aiohttp.ClientSession, body: dict[str, object], outcome
             async for line in response.content:
                 if line.startswith(b"data: [DONE]"):
                     ended = True
-                elif line.startswith(b"data: {") and b'"text"' in line:
-                    if not outcome.tokens:
+                elif line.startswith(b"data: {"):
+                    if np.isnan(outcome.ttft_s):
                         outcome.ttft_s = time.monotonic() - began_s
-                    outcome.tokens += 1
+                    if b'"usage":{' in line:
+                        outcome.tokens = int(json.loads(line[6:])["usage"]["completion_tokens"])
             if not ended:
                 outcome.fault = "the stream was cut"
     except (aiohttp.ClientError, TimeoutError) as fault:
