@@ -13,6 +13,7 @@ from pathlib import Path
 import pynvml
 import pytest
 
+from llmcluster.deploy.errors import by_name
 from llmcluster.deploy.nvml import errors
 from llmcluster.deploy.nvml.devices import find
 from llmcluster.deploy.nvml.library import STATE_VARIABLE, close_library, open_library
@@ -239,7 +240,7 @@ def test_every_code_of_the_binding_becomes_an_error_of_ours() -> None:
         with pytest.raises(errors.NvmlError) as caught, errors.mapped("GPU 3"):
             raise pynvml.NVMLError(code)
         assert str(caught.value).startswith("GPU 3: ")
-        again = errors.by_name(type(caught.value).__name__, caught.value.where, caught.value.problem)
+        again = by_name(type(caught.value).__name__, caught.value.where, caught.value.problem)
         assert (type(again), str(again)) == (type(caught.value), str(caught.value))
 
 

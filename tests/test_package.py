@@ -145,7 +145,7 @@ def test_wheel_holds_the_package_and_no_tests(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
     copy = tmp_path / "checkout"  # setuptools leaves build/ in the folder that it builds
     tracked = [*sources(), *(f.relative_to(ROOT) for f in ROOT.glob("*.*") if f.is_file())]
-    parts = ("simulator", "envs", "tests", "forecaster", "deploy")
+    parts = ("simulator", "envs", "tests", "forecaster", "deploy", "experiments")
     tracked += [f.relative_to(ROOT) for part in parts for f in (ROOT / part).rglob("*.*")]
     for file in [*tracked, Path("LICENSE")]:
         if (ROOT / file).is_file() and "__pycache__" not in file.parts:

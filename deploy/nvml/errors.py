@@ -7,28 +7,14 @@ from contextlib import contextmanager
 
 import pynvml
 
-from ..readings import ReadingError
+from ..errors import DeployError
 
 
-class NvmlError(ReadingError):
-    """NVML did not do what it was asked for.
-
-    Args:
-        where: The GPU, the call or the library at fault.
-        problem: What is wrong with it; what is usually wrong if not given.
-    """
+class NvmlError(DeployError):
+    """NVML did not do what it was asked for; of this very kind if it says no more than that."""
 
     problem = "NVML failed for a reason that it does not know"
     remedy = "Look at `dmesg` and `nvidia-smi`; if it stays so, reset the GPU or reboot"
-
-    def __init__(self, where: str, problem: str | None = None) -> None:
-        super().__init__(where, problem)
-        self.where = where
-        self.problem = problem or self.problem
-
-    def __str__(self) -> str:
-        """The message."""
-        return f"{self.where}: {self.problem}. {self.remedy}"
 
 
 class NoPermissionError(NvmlError):
@@ -144,12 +130,6 @@ def of_code(code: int, where: str) -> NvmlError:
     if code in _BY_CODE:
         return _BY_CODE[code](where)
     return NvmlError(where, f"NVML failed ({pynvml.NVMLError(code)}, code {code})")
-
-
-def by_name(name: str, where: str, problem: str | None) -> NvmlError:
-    """The exception whose class has that name, made anew on the other side of a socket."""
-    kinds = {kind.__name__: kind for kind in NvmlError.__subclasses__()}
-    return kinds.get(name, NvmlError)(where, problem)
 
 
 @contextmanager

@@ -31,6 +31,8 @@ class Worker:
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
             future, call = task
+            if not future.set_running_or_notify_cancel():
+                continue
             try:
                 future.set_result(call())
             except BaseException as fault:  # handed to whoever asked

@@ -59,7 +59,7 @@ GPU = np.dtype(
         ("ceiling_mw", "u4"),
         *((name, "i4") for name in ("temperature_c", "slowdown_c")),
         *((name, "u4") for name in ("clock_mhz", "max_clock_mhz", "lock_low_mhz", "lock_high_mhz")),
-        *((name, "u4") for name in ("utilisation_pct", "mig", "spare")),
+        *((name, "u4") for name in ("utilisation_pct", "mig", "min_clock_mhz")),
         ("uuid", "S48"),
         ("name", "S64"),
     ]
@@ -118,6 +118,7 @@ class EmulatedGpus:
         row["limit_mw"] = row["default_mw"] = row["highest_mw"] = round(kind.cap_max_w * 1e3)
         row["lowest_mw"] = round(kind.cap_min_w * 1e3)
         row["clock_mhz"] = row["max_clock_mhz"] = round(kind.clock_max_mhz)
+        row["min_clock_mhz"] = round(kind.clock_min_mhz)
         row["slowdown_c"] = round(kind.thermal.throttle_c)
         row["temperature_c"] = 25
         row["memory_total"] = kind.memory_bytes

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
@@ -70,7 +70,8 @@ def bound(state: Path) -> Iterator[None]:
     """Within, NVML of this very process is the emulated one over ``state``.
 
     The binding would find the stub by its SONAME if nothing else had loaded the driver's library before; since torch or
-    an earlier call may have, it is handed the stub outright, so that no write can reach a real GPU.
+    an earlier call may have, it is handed the stub outright, so that no write can reach a real GPU. Sessions that are
+    left open within are closed.
     """
     library, variable = pynvml.nvmlLib, os.environ.get(STATE_VARIABLE)
     _bind(ctypes.CDLL(str(stub_library())))
@@ -78,6 +79,9 @@ def bound(state: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(pynvml.NVMLError):
+            while True:
+                pynvml.nvmlShutdown()
         _bind(library)
         os.environ.pop(STATE_VARIABLE)
         if variable is not None:

@@ -30,7 +30,7 @@ struct gpu {
     uint32_t ceiling_mw; /* of another limiter, such as a board controller; 0 for none */
     int32_t temperature_c, slowdown_c;
     uint32_t clock_mhz, max_clock_mhz, lock_low_mhz, lock_high_mhz; /* a lock of 0 and 0 is none */
-    uint32_t utilisation_pct, mig, spare;
+    uint32_t utilisation_pct, mig, min_clock_mhz;
     char uuid[48], name[64];
 };
 
@@ -219,6 +219,15 @@ int nvmlDeviceGetClockInfo(struct gpu *gpu, int type, unsigned *mhz) {
 }
 
 CALL(nvmlDeviceGetMaxClockInfo, CLOCK, (struct gpu *gpu, int type, unsigned *mhz), (void)type; *mhz = gpu->max_clock_mhz)
+
+int nvmlDeviceGetMinMaxClockOfPState(struct gpu *gpu, int type, int state, unsigned *low, unsigned *high) {
+    int code = begin(gpu, CLOCK);
+    if (code) return code;
+    if ((type != 0 && type != 1) || state) return NOT_SUPPORTED; /* P0 alone */
+    *low = gpu->min_clock_mhz;
+    *high = gpu->max_clock_mhz;
+    return SUCCESS;
+}
 
 struct rates { uint32_t gpu_pct, memory_pct; };
 

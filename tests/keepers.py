@@ -1,0 +1,75 @@
+"""Keepers to test with: as a process of their own, and as a thread of this one; and waiting with a deadline."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmcluster.deploy.keeper.custody import Custody
+from llmcluster.deploy.keeper.server import Keeper
+from llmcluster.deploy.keeper.sockets import listen
+from llmcluster.deploy.nvml.session import NvmlSession
+from llmcluster.deploy.rehearsal.nvml import EmulatedGpus
+
+
+def eventually(holds: Callable[[], bool], patience_s: float = 20.0) -> None:
+    """Waits until something holds; fails if it does not in so long."""
+    until_s = time.monotonic() + patience_s
+    while not holds():
+        assert time.monotonic() < until_s, "it never came to hold"
+        time.sleep(0.005)
+
+
+def command(socket: Path, *arguments: str) -> list[str]:
+    """The command line of a keeper."""
+    return [sys.executable, "-m", "llmcluster.deploy.keeper", "--socket", str(socket), *arguments]
+
+
+@contextmanager
+def keeper_process(gpus: EmulatedGpus, socket: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A keeper over emulated GPUs as a process; it is asked to end, and must."""
+    environment = dict(os.environ) | gpus.environment()
+    with subprocess.Popen(command(socket, *arguments), env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            process.wait(20)
+
+
+@contextmanager
+def keeper_thread(
+    socket: Path,
+    uids: Collection[int] = (),
+    lease_s: float = 3600.0,
+    floor_w: float = 0.0,
+    ceiling_w: float = float("inf"),
+) -> Iterator[Custody]:
+    """A keeper over this process's NVML in a thread; it restores when the block ends."""
+    session = NvmlSession(timeout_s=0.3)
+    custody = Custody(session, socket.with_suffix(".state"), floor_w, ceiling_w, timeout_s=0.5)
+    uids = uids or [os.geteuid()]
+    listener = listen(socket, uids)
+    loop, stop = asyncio.new_event_loop(), asyncio.Event()
+
+    def serve() -> None:
+        loop.run_until_complete(custody.restore())
+        loop.run_until_complete(Keeper(custody, uids, lease_s).serve(listener, stop))
+        loop.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield custody
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(20)
+        assert not thread.is_alive()
+        session.close()
