@@ -105,11 +105,20 @@ class ExporterConfig(_Spec):
 class LauncherConfig(_Spec):
     """Commands that start and stop inference servers; without them slots are only put to sleep and woken."""
 
-    load: str | None = Field(
-        default=None, description="Starts a server: `{slot}`, `{model}`, `{gpus}` and `{port}` are filled in."
+    load: tuple[str, ...] = Field(
+        default=(),
+        description="Starts a server: words; `{slot}`, `{model}`, `{gpus}`, `{port}` and `{tp}` are filled in.",
     )
-    stop: str | None = Field(default=None, description="Stops it.")
-    timeout_s: float = Field(default=600.0, gt=0, description="A command that takes longer has failed.")
+    stop: tuple[str, ...] = Field(default=(), description="Stops it.")
+    dry: bool = Field(default=True, description="Whether commands are only logged.")
+    timeout_s: float = Field(default=60.0, gt=0, description="A command that takes longer has failed.")
+    ready_s: float = Field(default=600.0, gt=0, description="A start that takes longer has failed.")
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> LauncherConfig:
+        if bool(self.load) != bool(self.stop):
+            raise ValueError("give both load and stop, or neither")
+        return self
 
 
 class SiteConfig(_Spec):

@@ -133,11 +133,11 @@ def plant_of(
     for r, slot in enumerate(config.slots):
 
         def seconds(model: str, woken: bool, r: int = r) -> float:
-            deployment = blueprint.deployments[blueprint.index[r, blueprint.models.index(model)]]
+            deployment = blueprint.deployments[int(blueprint.index[r, blueprint.models.index(model)])]
             return deployment.wake_s if woken else deployment.load_s
 
         is_off = blueprint.slots[r].spec.initial == "empty"
-        server, patience_s = server_of(slot, config), config.launcher.timeout_s
+        server, patience_s = server_of(slot, config, blueprint.spec.engine.sleep_level), config.launcher.ready_s
         life = Life(
             server, slot.model, env.fleet.models, is_off=is_off, seconds=seconds, timeout_s=patience_s, clock=clock
         )

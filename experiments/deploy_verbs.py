@@ -225,7 +225,7 @@ def rehearse_command(
         from ..deploy.rehearsal.rehearse import rehearse
 
         announce_compilation()
-        report = rehearse(scenario, agent, duration, seed)
+        report = rehearse(scenario, agent, duration, seed, (sys.executable, "-m", "llmcluster.experiments.cli"))
     console = people(json_file)
     for key, value in report.items():
         console.print(f"{key}: {value}", markup=False)

@@ -21,6 +21,7 @@ import numpy as np
 import tomli_w
 
 from ...envs.scenario import Scenario
+from ...simulator.catalog import Catalog
 from ...simulator.errors import InputError
 from ..keeper.client import KeeperClient
 from ..readings import ReadingError
@@ -43,9 +44,8 @@ class Stage:
         scenario: What is emulated, and what the agent was trained on; its name or file is written into the
             configuration.
         folder: Where configuration, sockets, tokens and logs go.
-        loop: The command line of ``llmcluster deploy``, to which ``run`` and its options are added.
+        loop: The command line that ``deploy run`` and its options are added to.
         seed: Of the simulator.
-        changes: Merged into the configuration, table by table.
 
     Attributes:
         machine: The simulator; only to be touched through ``servers``.
@@ -62,12 +62,12 @@ class Stage:
         folder: Path,
         loop: Sequence[str],
         seed: int = 0,
-        changes: dict[str, Any] | None = None,
     ) -> None:
         self.folder, self._loop = folder, tuple(loop)
         self.machine = LiveMachine(str(scenario), seed)
         self.scenario: Scenario = self.machine.scenario
-        kinds = Feed.kinds_of(self.machine)
+        catalog, slots = Catalog.builtin(), self.machine.cluster.blueprint.slots
+        kinds = [catalog.gpu(slot.spec.gpu) for slot in slots for _ in range(slot.spec.tp * slot.spec.pp)]
         self.gpus = EmulatedGpus(folder / "gpus", kinds)
         self.feed = Feed(self.machine, self.gpus)
         self.servers = EmulatedServers(self.machine)
@@ -79,9 +79,11 @@ class Stage:
         self._stack = ExitStack()
         (folder / "admin.token").write_text(secrets.token_hex(16) + "\n")
         (folder / "admin.token").chmod(0o600)
-        self._write(str(scenario), changes or {})
+        self._name, self._began_s = str(scenario), 0.0
+        self.configure()
 
-    def _write(self, scenario: str, changes: dict[str, Any]) -> None:
+    def configure(self, **changes: dict[str, Any]) -> None:
+        """Writes the configuration, with changes merged in table by table; before anything is started."""
         fleet, machine = self.machine.plant.fleet, self.machine
         slots = [
             {
@@ -109,7 +111,7 @@ class Stage:
         }
         for name, table in changes.items():
             tables[name] = tables.get(name, {}) | table
-        self.config.write_text(tomli_w.dumps({"scenario": scenario, "slots": slots, **tables}))
+        self.config.write_text(tomli_w.dumps({"scenario": self._name, "slots": slots, **tables}))
 
     # ------------------------------------------------------------------------------------------------------- processes
 
@@ -121,6 +123,7 @@ class Stage:
             self._start("gateway", [*GATEWAY, f"--config={self.config}"])
             self.until(self._is_ready, "keeper and gateway to answer")
             self.servers.run()
+            self._began_s = time.monotonic()
         except BaseException:
             self._end()
             raise
@@ -133,7 +136,7 @@ class Stage:
         self._end()
 
     def _end(self) -> None:
-        for name in reversed(self.processes):
+        for name in list(reversed(self.processes)):
             self.stop(name)
         self._stack.close()
 
@@ -147,7 +150,7 @@ class Stage:
     def start_loop(self, agent: str, *options: str) -> None:
         """Starts the control loop, and waits for its first decision."""
         before = len(self.lines("decision"))
-        self._start("loop", [*self._loop, "run", f"--config={self.config}", f"--agent={agent}", *options])
+        self._start("loop", [*self._loop, "deploy", "run", f"--config={self.config}", f"--agent={agent}", *options])
         self.until(lambda: len(self.lines("decision")) > before, "the loop to decide")
 
     def stop(self, name: str) -> int:
@@ -208,6 +211,10 @@ class Stage:
         """True power of all GPUs in each second so far, watts."""
         joules = self.servers.call(lambda: self.machine.cluster.history.column("energy_j").sum(axis=1))
         return [float(watts) for watts in np.asarray(joules)]
+
+    def second_at(self, monotonic_s: float) -> int:
+        """The simulator's second at a time of ``time.monotonic``."""
+        return max(int(monotonic_s - self._began_s), 0)
 
     def metrics(self) -> str:
         """What the loop exports."""
