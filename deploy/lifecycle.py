@@ -95,6 +95,11 @@ class Life:
         return self._target != Target.KEEP and self._wants != self.model
 
     @property
+    def is_busy(self) -> bool:
+        """Whether a command is under way that has not come back."""
+        return self._job is not None and not self._job.is_over
+
+    @property
     def ready_in_s(self) -> float:
         """Time until a start should be over."""
         if self._verb not in ("load", "wake"):

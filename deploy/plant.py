@@ -71,6 +71,7 @@ class RealPlant:
         clock: Monotonic seconds.
 
     Attributes:
+        lives: Life of each slot's server.
         troubles: What was wrong at the last :meth:`read`.
         now: The last look.
     """
@@ -89,7 +90,7 @@ class RealPlant:
         log: Log,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._fleet, self._tick_s, self._sampler, self._meters, self._lives = fleet, tick_s, sampler, meters, lives
+        self._fleet, self._tick_s, self._sampler, self._meters, self.lives = fleet, tick_s, sampler, meters, lives
         self._surroundings, self._capper, self._gateway = surroundings, capper, gateway
         self._stale_s, self._log, self._clock = stale_s, log, clock
         size = len(fleet)
@@ -115,11 +116,14 @@ class RealPlant:
         for second_w in self._meters.take(self.now):
             self._surroundings.carry(second_w)
         in_flight = self._gateway_now.in_flight if self._gateway_now else {}
-        for r, (slot, life) in enumerate(zip(self._fleet.slots, self._lives, strict=True)):
+        for r, (slot, life) in enumerate(zip(self._fleet.slots, self.lives, strict=True)):
             if self._gateway is not None:
-                life.pursue(self._engine(r), in_flight.get(slot, 0), partial(self._log, "server", slot))
+                life.pursue(self._engine(r), in_flight.get(slot, 0), partial(self._announce, slot))
         self._steer()
         return self.now
+
+    def _announce(self, slot: str, verb: str) -> None:
+        self._log("server", slot=slot, verb=verb)
 
     def _engine(self, r: int) -> EngineReading | None:
         return self.now.engines[self._fleet.slots[r]].fresh(self.now.time_s, self._stale_s)
@@ -133,7 +137,7 @@ class RealPlant:
 
     def status(self) -> NDArray[np.int64]:
         """State of each slot by the simulator's numbers (R,)."""
-        own = np.array([life.status(self._engine(r)) for r, life in enumerate(self._lives)], np.int64)
+        own = np.array([life.status(self._engine(r)) for r, life in enumerate(self.lives)], np.int64)
         return np.where(self._lost(), FAILED, own)
 
     def read(self) -> Telemetry:
@@ -152,8 +156,8 @@ class RealPlant:
             clock_ratio=self._meters.clock_ratio(now),
             cap_w=self._meters.cap_w(now),
             status=self.status(),
-            ready_in_s=np.array([life.ready_in_s for life in self._lives]),
-            model=np.array([fleet.models.index(life.model) for life in self._lives]),
+            ready_in_s=np.array([life.ready_in_s for life in self.lives]),
+            model=np.array([fleet.models.index(life.model) for life in self.lives]),
             running=np.array([e.running for e in engines], np.float64),
             waiting=np.array([e.waiting for e in engines], np.float64),
             kv_used=np.array([e.kv_used for e in engines], np.float64),
@@ -222,7 +226,7 @@ class RealPlant:
         if action.clock_ratio is not None:
             self._capper.lock(self._meters.highest_mhz(self.now, action.clock_ratio))
         if action.lifecycle is not None:
-            for life, target in zip(self._lives, action.lifecycle.tolist(), strict=True):
+            for life, target in zip(self.lives, action.lifecycle.tolist(), strict=True):
                 life.command(target)
         self.route(action)
 
@@ -271,7 +275,7 @@ class RealPlant:
             for name, held in now.gpus.items()
             if held.fault or held.fresh(now.time_s, stale_s) is None
         ]
-        for slot, life in zip(self._fleet.slots, self._lives, strict=True):
+        for slot, life in zip(self._fleet.slots, self.lives, strict=True):
             engine = now.engines[slot]
             if engine.fault and life.status(self._engine(self._fleet.slots.index(slot))) == FAILED:
                 found.append(Trouble("engine", slot, engine.fault))

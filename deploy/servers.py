@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from .config import DeployConfig, SlotConfig
@@ -13,9 +15,9 @@ from .readings import EngineSource
 PORTS = {"http": 80, "https": 443}
 
 
-def engine_of(slot: SlotConfig, config: DeployConfig) -> EngineSource:
+def engine_of(slot: SlotConfig, config: DeployConfig, clock: Callable[[], float] = time.monotonic) -> EngineSource:
     """Reads the server of a slot."""
-    return VllmSource(slot.url, config.telemetry.timeout_s)
+    return VllmSource(slot.url, config.telemetry.timeout_s, clock)
 
 
 def server_of(slot: SlotConfig, config: DeployConfig, sleep_level: int) -> VllmServer:

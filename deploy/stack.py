@@ -88,11 +88,16 @@ def gateway_client(config: DeployConfig) -> HttpGatewayClient:
     return HttpGatewayClient(config.gateway_url, token, config.telemetry.timeout_s)
 
 
-def sampler_of(config: DeployConfig, gpus: GpuSource, gateway: GatewayClient | None) -> Sampler:
+def sampler_of(
+    config: DeployConfig,
+    gpus: GpuSource,
+    gateway: GatewayClient | None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Sampler:
     """All sources of a configuration."""
     names = tuple(gpu for slot in config.slots for gpu in slot.gpus)
-    engines = {slot.name: engine_of(slot, config) for slot in config.slots}
-    return Sampler(gpus, names, engines, gateway, config.telemetry.timeout_s)
+    engines = {slot.name: engine_of(slot, config, clock) for slot in config.slots}
+    return Sampler(gpus, names, engines, gateway, config.telemetry.timeout_s, clock)
 
 
 def bounds_of(config: DeployConfig, env: LLMClusterEnv) -> Bounds:
@@ -147,7 +152,7 @@ def plant_of(
     plant = RealPlant(
         env.fleet,
         env.scenario.tick_s,
-        sampler_of(config, gpus, gateway),
+        sampler_of(config, gpus, gateway, clock),
         meters,
         tuple(lives),
         surroundings,

@@ -95,11 +95,12 @@ async def play(url: str, requests: RequestTable, models: Sequence[str], token: s
                 "stream": True,
                 "stream_options": {"include_usage": True},
             }
-            group.create_task(_send(session, body, outcome))
+            group.create_task(send(session, body, outcome))
     return tally
 
 
-async def _send(session: aiohttp.ClientSession, body: dict[str, object], outcome: Outcome) -> None:
+async def send(session: aiohttp.ClientSession, body: dict[str, object], outcome: Outcome) -> None:
+    """Sends one streamed completion, and notes what became of it."""
     began_s = time.monotonic()
     try:
         async with session.post("/v1/completions", json=body) as response:
