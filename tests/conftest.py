@@ -2,14 +2,16 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from llmcluster.deploy.rehearsal.nvml import EmulatedGpus
 from llmcluster.experiments import cli
+from llmcluster.tests.emulated import emulated
 from llmcluster.tests.machine import ENGINES, Factory
 
 settings.register_profile("no-clock", deadline=None)  # how fast a shared machine is tells nothing
@@ -61,6 +63,14 @@ def everything(tiny: Tiny) -> dict[str, Any]:
 def make(request: pytest.FixtureRequest) -> Factory:
     """Each of the engines in turn."""
     return ENGINES[request.param]
+
+
+@pytest.fixture
+def gpus(tmp_path: Path) -> Iterator[EmulatedGpus]:
+    """An emulated H100 and an emulated A100, which this process's NVML sees."""
+    made = emulated(tmp_path)
+    with made.bound():
+        yield made
 
 
 @pytest.fixture

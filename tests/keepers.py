@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from llmcluster.deploy.keeper.custody import Custody
@@ -53,23 +53,28 @@ def keeper_thread(
     ceiling_w: float = float("inf"),
 ) -> Iterator[Custody]:
     """A keeper over this process's NVML in a thread; it restores when the block ends."""
-    session = NvmlSession(timeout_s=0.3)
-    custody = Custody(session, socket.with_suffix(".state"), floor_w, ceiling_w, timeout_s=0.5)
-    uids = uids or [os.geteuid()]
+    with closing(NvmlSession(timeout_s=0.3)) as session:
+        custody = Custody(session, socket.with_suffix(".state"), floor_w, ceiling_w, timeout_s=0.5)
+        with _served(custody, socket, uids or [os.geteuid()], lease_s):
+            yield custody
+
+
+@contextmanager
+def _served(custody: Custody, socket: Path, uids: Collection[int], lease_s: float) -> Iterator[None]:
     listener = listen(socket, uids)
-    loop, stop = asyncio.new_event_loop(), asyncio.Event()
+    stop = asyncio.Event()
+    runner = asyncio.Runner()
+    loop = runner.get_loop()
 
     def serve() -> None:
-        loop.run_until_complete(custody.restore())
-        loop.run_until_complete(Keeper(custody, uids, lease_s).serve(listener, stop))
-        loop.close()
+        with runner:
+            runner.run(Keeper(custody, uids, lease_s).serve(listener, stop))
 
     thread = threading.Thread(target=serve)
     thread.start()
     try:
-        yield custody
+        yield
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(20)
         assert not thread.is_alive()
-        session.close()

@@ -24,18 +24,11 @@ from llmcluster.deploy.nvml import errors
 from llmcluster.deploy.readings import Limits
 from llmcluster.deploy.rehearsal.nvml import WRITES, Call, EmulatedGpus
 from llmcluster.errors import InputError
-from llmcluster.tests.emulated import A100, H100, emulated
+from llmcluster.tests.emulated import A100, H100
 from llmcluster.tests.keepers import command, eventually, keeper_process, keeper_thread
 
 NOBODY = 65534
 root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root to become another user")
-
-
-@pytest.fixture
-def gpus(tmp_path: Path) -> Iterator[EmulatedGpus]:
-    made = emulated(tmp_path)
-    with made.bound():
-        yield made
 
 
 @pytest.fixture

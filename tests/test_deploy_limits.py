@@ -1,7 +1,6 @@
 """Writing power limits and clock locks through the real binding over emulated GPUs."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pynvml
 import pytest
@@ -20,14 +19,7 @@ from llmcluster.deploy.nvml.limits import (
 from llmcluster.deploy.nvml.session import NvmlSession
 from llmcluster.deploy.readings import Limits
 from llmcluster.deploy.rehearsal.nvml import WRITES, Call, EmulatedGpus
-from llmcluster.tests.emulated import H100, emulated
-
-
-@pytest.fixture
-def gpus(tmp_path: Path) -> Iterator[EmulatedGpus]:
-    made = emulated(tmp_path)
-    with made.bound():
-        yield made
+from llmcluster.tests.emulated import H100
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -24,6 +23,7 @@ from llmcluster.deploy.rehearsal import stub_library
 from llmcluster.deploy.rehearsal.nvml import EVERYTHING, WRITES, Call, EmulatedGpus, GpuState
 from llmcluster.errors import InputError
 from llmcluster.tests.emulated import A100, H100, emulated
+from llmcluster.tests.keepers import eventually
 
 BUSY = GpuState(
     power_w=612.345,
@@ -35,13 +35,6 @@ BUSY = GpuState(
     memory_used_bytes=70_000_000_000,
     throttle=("sw_power_cap", "hw_power_brake"),
 )
-
-
-@pytest.fixture
-def gpus(tmp_path: Path) -> Iterator[EmulatedGpus]:
-    made = emulated(tmp_path)
-    with made.bound():
-        yield made
 
 
 @pytest.fixture
@@ -181,9 +174,7 @@ def test_a_gpu_that_hangs_holds_up_no_other_and_comes_back(gpus: EmulatedGpus, s
     assert [set(session.read()) for _ in range(2)] == [{"1"}] * 2
     assert gpus.calls(0, Call.ENERGY) == 1  # none is begun while one hangs
     gpus.hang(0, 0)
-    deadline_s = time.monotonic() + 10
-    while set(session.read()) != {"0", "1"}:
-        assert time.monotonic() < deadline_s
+    eventually(lambda: set(session.read()) == {"0", "1"})
 
 
 def test_when_all_hang_the_reading_fails_in_time(gpus: EmulatedGpus, session: NvmlSession) -> None:
@@ -205,12 +196,13 @@ def test_a_timeout_of_the_driver_is_one_of_ours(gpus: EmulatedGpus, session: Nvm
 
 
 def test_no_thread_is_left_when_a_session_is_closed(gpus: EmulatedGpus) -> None:
+    before = set(threading.enumerate())
     session = NvmlSession()
+    assert {thread.name for thread in set(threading.enumerate()) - before} >= {
+        f"nvml GPU {index} ({uuid})" for index, uuid in enumerate(gpus.uuids)
+    }
     session.close()
-    deadline_s = time.monotonic() + 10
-    while any(thread.name.startswith("nvml") for thread in threading.enumerate()):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
+    eventually(lambda: set(threading.enumerate()) <= before)
 
 
 @pytest.mark.parametrize(

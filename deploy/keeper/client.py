@@ -96,9 +96,14 @@ class KeeperClient:
         return KeeperStatus(tuple(GpuStatus(**gpu) for gpu in said["gpus"]), said["holder"], float(said["lease_s"]))
 
     def close(self) -> None:
-        """Ends the connection; what was set is restored."""
-        with self._turn:
-            self._hang_up()
+        """Ends the connection, and waits until the keeper has ended it too: what was set is restored then."""
+        with self._turn, suppress(OSError):
+            if self._connection is not None:
+                self._connection.settimeout(self._timeout_s)
+                self._connection.shutdown(socket.SHUT_WR)
+                while self._connection.recv(65536):
+                    pass
+        self._hang_up()
 
     def __enter__(self) -> KeeperClient:
         """The client itself."""

@@ -29,7 +29,8 @@ class Keeper:
     """Serves one custody to the processes of the allowed users.
 
     All of them may ask for the status. One at a time holds the lease, which takes limits: it must say something within
-    ``lease_s`` each time, or its connection is closed; when its connection ends, however it ends, all is restored.
+    ``lease_s`` each time, or its connection is closed; when its connection ends, however it ends, all is restored. A
+    process that is killed closes its connection at once, unless a child that it forked has it too.
 
     Args:
         custody: The GPUs.
@@ -83,15 +84,21 @@ class Keeper:
                 await _dismiss(reader, writer, KeeperError("keeper", f"it serves {MOST_PEERS} connections already"))
             else:
                 await self._attend(peer, reader, writer)
-        except (ConnectionError, TimeoutError) as fault:
-            logger.info("process %d is gone (%s)", peer.pid, fault or type(fault).__name__)
+        except TimeoutError:
+            logger.warning("process %d has been silent for %s s", peer.pid, self._lease_s)
+        except ConnectionError as fault:
+            logger.info("process %d is gone (%s)", peer.pid, fault)
         finally:
             if self._holder is peer:
                 logger.info("the lease of process %d ends", peer.pid)
                 self._holder = None
                 await self._custody.restore()
+            writer.close()  # only now, so that who sees it closed knows that all is restored
+            with suppress(OSError, TimeoutError):
+                async with asyncio.timeout(FAREWELL_S):
+                    await writer.wait_closed()
+            writer.transport.abort()
             del self._peers[task]
-            writer.close()  # last, so that who sees it closed knows that all is restored
 
     async def _attend(self, peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answers one request after the other until the connection ends, or the lease does."""
