@@ -53,7 +53,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """As of httptools."""
         super().on_message_begin()
-        self._in_head, self._unparsed_bytes, self._header_bytes = True, 0, 0
+        self._in_head, self._header_bytes = True, 0
         if self._timer is None:
             self._start_timer()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+from pydantic_core import from_json
 
 END = b"\n\n"
 HOLD_BYTES = 2**20
@@ -62,8 +63,8 @@ class Usage:
     def read_answer(self, text: bytes) -> None:
         """Looks at a JSON object: an event, or a whole answer. What is none tells nothing."""
         try:
-            answer = json.loads(text)
-        except (ValueError, RecursionError):
+            answer = from_json(text)  # a quarter of the time that `json.loads` takes
+        except ValueError:
             return
         if not isinstance(answer, dict):
             return

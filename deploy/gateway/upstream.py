@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -123,12 +124,15 @@ class Patience:
     """
 
     def __init__(self, timeout: asyncio.Timeout, until_s: float) -> None:
-        self._timeout, self._until_s = timeout, until_s
+        self._timeout, self._until_s, self._set_s = timeout, until_s, math.inf
         self._now = asyncio.get_running_loop().time
 
     def wait(self, within_s: float) -> None:
-        """The next step has so long."""
-        self._timeout.reschedule(min(self._now() + within_s, self._until_s))
+        """The next step has so long, or up to an eighth more: setting a timer for every chunk would cost too much."""
+        earliest_s = self._now() + within_s
+        if not earliest_s <= self._set_s <= earliest_s + within_s / 8:
+            self._set_s = earliest_s + within_s / 8
+            self._timeout.reschedule(min(self._set_s, self._until_s))
 
 
 class Upstream:
