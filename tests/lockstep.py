@@ -17,9 +17,9 @@ from llmcluster.deploy.config import DeployConfig
 from llmcluster.deploy.deployable import checked_config
 from llmcluster.deploy.gateway.app import make_app
 from llmcluster.deploy.gateway.server import serve_app
+from llmcluster.deploy.keeper.client import KeeperClient
 from llmcluster.deploy.nvml.session import NvmlSession
 from llmcluster.deploy.plant import RealPlant
-from llmcluster.deploy.readings import Limits, LimitWriter
 from llmcluster.deploy.rehearsal.load import Outcome, send
 from llmcluster.deploy.rehearsal.stage import Stage
 from llmcluster.deploy.stack import gateway_client, plant_of
@@ -31,28 +31,6 @@ from llmcluster.simulator.workload.table import RequestTable
 
 STEP_S = 0.125
 PATIENCE_S = 20.0
-
-
-class Direct:
-    """Writes limits through NVML in this process: the keeper has its own tests."""
-
-    def __init__(self, stage: Stage) -> None:
-        self._gpus = stage.gpus
-        self._found_w = stage.limits_w()
-
-    def set_power_limit(self, gpu: str, watts: float) -> Limits:
-        self._gpus.set_limit(int(gpu), watts)
-        return Limits(watts, self._gpus.enforced_w(int(gpu)))
-
-    def lock_clock(self, gpu: str, highest_mhz: float | None) -> None:
-        raise NotImplementedError
-
-    def beat(self) -> None:
-        """Nobody listens."""
-
-    def restore(self) -> None:
-        for gpu, watts in enumerate(self._found_w):
-            self._gpus.set_limit(gpu, watts)
 
 
 class Lockstep:
@@ -69,11 +47,15 @@ class Lockstep:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     @contextmanager
-    def running(self, writer: LimitWriter | None = None) -> Iterator[None]:
+    def running(self) -> Iterator[None]:
         with ExitStack() as stack:
+            stack.callback(self.stage.stop, "keeper")
+            self.stage.start_keeper()
+            self.writer = stack.enter_context(KeeperClient(self.stage.socket))
             stack.enter_context(self.stage.servers)
             app, spec = make_app(self.config.gateway, lambda: self.now_s), self.config.gateway
-            stack.enter_context(serve_app(app, spec.host, spec.port, spec.limits, spec.timeouts))
+            self._gateway = stack.enter_context(ExitStack())
+            self._gateway.enter_context(serve_app(app, spec.host, spec.port, spec.limits, spec.timeouts))
             stack.enter_context(self.stage.gpus.bound())
             session = NvmlSession([gpu for slot in self.config.slots for gpu in slot.gpus], 5.0, lambda: self.now_s)
             stack.callback(session.close)
@@ -83,8 +65,8 @@ class Lockstep:
                 self.env,
                 session,
                 self.gateway,
-                writer or Direct(self.stage),
-                lambda kind, **facts: self.log.append((kind, facts)),
+                self.writer,
+                self.note,
                 lambda: self.now_s,
             )
             self._thread.start()
@@ -98,6 +80,9 @@ class Lockstep:
                 self._loop.call_soon_threadsafe(self._loop.stop)
                 self._thread.join()
                 self._loop.close()
+
+    def note(self, kind: str, **facts: Any) -> None:
+        self.log.append((kind, facts))
 
     async def _open(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(self.stage.gateway_url, connector=aiohttp.TCPConnector(limit=0))
@@ -120,7 +105,12 @@ class Lockstep:
 
     def pass_tick(self) -> Telemetry:
         """Goes on by a tick, looking once a second; gives what the plant says at its end."""
-        for _ in range(round(self.env.scenario.tick_s / STEP_S)):
+        self.pass_seconds(self.env.scenario.tick_s)
+        return self.plant.read()
+
+    def pass_seconds(self, seconds: int) -> None:
+        """Goes on, looking once a second."""
+        for _ in range(round(seconds / STEP_S)):
             self._send()
             self.now_s += STEP_S
             self.stage.servers.advance_to(self.now_s)
@@ -129,7 +119,14 @@ class Lockstep:
                 self.settle()
                 self.plant.look()
                 self.settle()
-        return self.plant.read()
+
+    def hush(self) -> None:
+        """From now on nobody asks for anything."""
+        self.sent = len(self.requests)
+
+    def cut_gateway(self) -> None:
+        """The gateway ends."""
+        self._gateway.close()
 
     def settle(self) -> None:
         """Waits until commands to servers have come to their end, or to where they wait for time to pass."""
@@ -144,20 +141,25 @@ class Lockstep:
         arrival_s = self.requests.arrival_ps / PS_PER_S
         while self.sent < len(arrival_s) and arrival_s[self.sent] < self.now_s + STEP_S:
             i, self.sent = self.sent, self.sent + 1
-            body = {
-                "model": self.env.fleet.models[0],
-                "prompt": [1] * int(self.requests.prompt_tokens[i]),
-                "max_tokens": int(self.requests.output_tokens[i]),
-                "ignore_eos": True,
-                "stream": True,
-                "stream_options": {"include_usage": True},
-            }
-            outcome = Outcome(self.now_s, body["max_tokens"])
-            self.outcomes.append(outcome)
-            self._under_way.append(asyncio.run_coroutine_threadsafe(send(self._client, body, outcome), self._loop))
-            self.until(
-                lambda: self.of_machine(lambda: self.machine.cluster.sent) == self.sent, "a request is not there"
-            )
+            self.ask(int(self.requests.prompt_tokens[i]), int(self.requests.output_tokens[i]))
+
+    def ask(self, prompt_tokens: int, output_tokens: int) -> None:
+        """Sends a request now, and waits until it is with a server."""
+        body = {
+            "model": self.env.fleet.models[0],
+            "prompt": [1] * prompt_tokens,
+            "max_tokens": output_tokens,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        outcome, there = Outcome(self.now_s, output_tokens), self._sent()
+        self.outcomes.append(outcome)
+        self._under_way.append(asyncio.run_coroutine_threadsafe(send(self._client, body, outcome), self._loop))
+        self.until(lambda: self._sent() > there, "a request is lost")
+
+    def _sent(self) -> int:
+        return int(self.of_machine(lambda: self.machine.cluster.sent))
 
 
 def lockstep(stage: Stage, requests: RequestTable, **changes: dict[str, Any]) -> Lockstep:
@@ -165,6 +167,6 @@ def lockstep(stage: Stage, requests: RequestTable, **changes: dict[str, Any]) ->
     wide = {"max_rise_w": 1e4, "max_fall_w": 1e4, "hysteresis_w": 0.0, "min_interval_s": 0.0}
     changes["limits"] = wide | changes.get("limits", {})
     changes["telemetry"] = {"timeout_s": 5.0} | changes.get("telemetry", {})
-    stage.configure(**{"gateway": {"lease_s": 600.0}, **changes})
+    stage.configure(**{"gateway": {"lease_s": 600.0}, "keeper": {"lease_s": 600.0}, **changes})
     config = checked_config(stage.config)
     return Lockstep(stage, config, LLMClusterEnv(config.scenario, forecaster="none"), requests)

@@ -104,6 +104,7 @@ async def one_more(stage: Stage) -> int:
         return await ask(api, 30, 7)
 
 
+@pytest.mark.slow
 def test_a_loop_that_ends_restores_and_a_dry_run_changes_nothing(stage: Stage) -> None:
     stage.configure(limits={"budget_w": 0.5 * TDP_W})
     with stage:

@@ -23,6 +23,7 @@ import tomli_w
 from ...envs.scenario import Scenario
 from ...simulator.catalog import Catalog
 from ...simulator.errors import InputError
+from ..config import load_config
 from ..keeper.client import KeeperClient
 from ..readings import ReadingError
 from .feed import Feed
@@ -119,9 +120,9 @@ class Stage:
         """Starts servers, keeper and gateway, and lets time go on; the loop is started by :meth:`start_loop`."""
         self._stack.enter_context(self.servers)
         try:
-            self._start("keeper", [*KEEPER, f"--socket={self.socket}", f"--lease-s={LEASE_S}"])
+            self.start_keeper()
             self._start("gateway", [*GATEWAY, f"--config={self.config}"])
-            self.until(self._is_ready, "keeper and gateway to answer")
+            self.until(self._gateway_answers, "the gateway to answer")
             self.servers.run()
             self._began_s = time.monotonic()
         except BaseException:
@@ -141,11 +142,16 @@ class Stage:
         self._stack.close()
 
     def _start(self, name: str, command: Sequence[str]) -> None:
-        log = self._stack.enter_context((self.folder / f"{name}.log").open("ab"))
         # One thread each for libraries that would take all cores: there are few, and many processes.
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         environment = {**os.environ, **self.gpus.environment(), **threads}
-        self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+    def start_keeper(self) -> None:
+        """Starts the keeper, and waits until it answers."""
+        self._start("keeper", [*KEEPER, *load_config(self.config).keeper_arguments()])
+        self.until(self._keeper_answers, "the keeper to answer")
 
     def start_loop(self, agent: str, *options: str) -> None:
         """Starts the control loop, and waits for its first decision."""
@@ -169,12 +175,18 @@ class Stage:
         process.kill()
         process.wait()
 
-    def _is_ready(self) -> bool:
+    def _keeper_answers(self) -> bool:
         try:
             KeeperClient(self.socket, control=False).close()
+        except ReadingError:
+            return False
+        return True
+
+    def _gateway_answers(self) -> bool:
+        try:
             with urlopen(f"{self.gateway_url}/health", timeout=1.0) as answer:
                 return bool(answer.status == 200)
-        except (ReadingError, URLError, OSError):
+        except (URLError, OSError):
             return False
 
     def until(self, is_so: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> float:
