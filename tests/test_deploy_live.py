@@ -6,11 +6,14 @@ import asyncio
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from llmcluster.deploy.rehearsal.live import SCENARIO, LiveMachine, LiveRequest, NotServingError
+from llmcluster.deploy.rehearsal.live import SCENARIO, LiveMachine
+from llmcluster.deploy.rehearsal.requests import LiveRequest, NotServingError
 from llmcluster.envs.actions import ClusterAction
 from llmcluster.envs.plant import SimulatedPlant
-from llmcluster.envs.scenario import load_scenario
+from llmcluster.envs.scenario import Scenario, load_scenario
 from llmcluster.simulator.errors import InputError
 from llmcluster.simulator.kernels.state import DRAINING, EMPTY, FINISHED, LOADING, LOST, SERVING, SLEEPING, TIMED_OUT
 from llmcluster.simulator.lifecycle import Target
@@ -99,6 +102,56 @@ def test_a_request_can_be_cancelled_before_it_runs_and_while_its_prompt_is_compu
     machine.advance_to(3.0)
     assert first.status == TIMED_OUT and machine.queues(0) == (0, 0, 0.0)
     assert machine.counts(0).prompt_tokens < 20_000
+
+
+@pytest.fixture(scope="module")
+def cramped() -> Scenario:
+    """So little memory that requests lose their cache."""
+    content = load_scenario(SCENARIO).model_dump()
+    content["cluster"]["engine"] |= {"gpu_memory_utilization": 0.445, "max_model_len": 8192}
+    return load_scenario(content)
+
+
+moves = st.lists(
+    st.one_of(
+        st.tuples(st.just("send"), st.integers(0, 3), st.integers(1, 4000), st.integers(1, 300)),
+        st.tuples(st.just("cancel"), st.integers(0, 50), st.just(0), st.just(0)),
+        st.tuples(st.just("pass"), st.integers(1, 3000), st.just(0), st.just(0)),
+        st.tuples(st.just("kill"), st.integers(0, 3), st.just(0), st.just(0)),
+    ),
+    min_size=5,
+    max_size=60,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(moves)
+def test_nothing_is_lost_whatever_comes_and_goes(cramped: Scenario, moves: list[tuple[str, int, int, int]]) -> None:
+    machine, sent, cancelled = LiveMachine(cramped, capacity=100), [], set()
+    for what, number, prompt, output in moves:
+        if what == "send" and machine.status(number) == SERVING:
+            sent += [machine.submit(number, prompt, output) for _ in range(1 + 3 * (prompt > 3000))]
+        elif what == "cancel" and number < len(sent):
+            cancelled.add(sent[number])
+            machine.cancel(sent[number])
+        elif what == "pass":
+            machine.advance_to(machine.now_s + number / 1000)
+        elif what == "kill":
+            machine.kill(number)
+    machine.advance_to(machine.now_s + 200.0)
+    assert all(request.is_over for request in sent) and len(machine.cluster.done) == len(sent)
+    assert all(request.generated == request.output_tokens for request in sent if request.status == FINISHED)
+    assert {request for request in sent if request.status == TIMED_OUT} <= cancelled
+    for slot in range(4):
+        assert machine.queues(slot) == (0, 0, 0.0) and machine.in_flight(slot) == []
+
+
+def test_the_cramped_machine_preempts(cramped: Scenario) -> None:
+    machine = LiveMachine(cramped, capacity=100)
+    for _ in range(30):
+        machine.submit(0, 3000, 300)
+    machine.advance_to(60.0)
+    assert machine.tally.preemptions[0] > 0 and machine.tally.preemptions[1] == 0
 
 
 def test_tick_ends_are_read_as_the_environment_reads_them(machine: LiveMachine) -> None:

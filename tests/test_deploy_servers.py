@@ -12,12 +12,18 @@ from urllib.request import Request, urlopen
 
 import openai
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from llmcluster.deploy.engines.launcher import Launcher, Place
+from llmcluster.deploy.readings import ReadingError
+from llmcluster.deploy.rehearsal.launch import command
 from llmcluster.deploy.rehearsal.live import LiveMachine
+from llmcluster.deploy.rehearsal.prompts import RefusedError, parse
 from llmcluster.deploy.rehearsal.server_app import MAX_BODY_BYTES
 from llmcluster.deploy.rehearsal.servers import EmulatedServers
-from llmcluster.simulator.kernels.state import EMPTY, SERVING, SLEEPING
+from llmcluster.simulator.kernels.state import DRAINING, EMPTY, SERVING, SLEEPING
 
 MODEL = "Qwen3-32B"
 SLOT = "row0/rack0/server0/slot0"
@@ -166,7 +172,7 @@ def test_a_client_that_goes_frees_its_place(servers: EmulatedServers) -> None:
         return servers.call(servers.machine.queues, 0) == (0, 0, 0.0)
 
     soon(free)
-    assert servers.call(lambda: servers.apps[0].metrics.text()).count(b'finished_reason="abort"') == 1
+    assert servers.call(lambda: servers.apps[0].metrics.text({})).count(b'finished_reason="abort"') == 1
 
 
 @pytest.mark.parametrize(
@@ -187,6 +193,29 @@ def test_what_vllm_refuses_is_refused(servers: EmulatedServers, body: dict[str, 
     status, answer = fetch(servers.urls[SLOT] + "/v1/completions", "POST", content)
     assert status == code and told in json.loads(answer)["error"]["message"]
     assert servers.call(servers.machine.queues, 0)[1] == 0
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda parts: st.lists(parts, max_size=3) | st.dictionaries(st.text(max_size=8), parts, max_size=3),
+    max_leaves=6,
+)
+NAMES = ("prompt", "messages", "max_tokens", "max_completion_tokens", "n", "stream", "stream_options", "model")
+bodies = st.dictionaries(st.sampled_from(NAMES), anything).map(lambda body: json.dumps(body).encode())
+
+
+@given(bodies | st.binary(), st.booleans())
+@example(b"[" * 200_000, False)
+@example(rb'{"prompt": "\ud800"}', False)
+@example(b'{"messages": [{"content": [{"text": "abc"}, {"image": 1}, 7]}, 3]}', True)
+def test_any_body_is_taken_or_refused(body: bytes, chat: bool) -> None:
+    try:
+        ask = parse(body, chat=chat, max_tokens=1000)
+    except RefusedError as refusal:
+        assert refusal.code == 400 and refusal.body["error"]["message"]
+    else:
+        assert ask.prompt_tokens >= 1 and ask.output_tokens >= 1
+        assert ask.prompt_tokens + ask.output_tokens <= 1000
 
 
 def test_other_bodies_and_paths_are_refused(servers: EmulatedServers) -> None:
@@ -257,6 +286,20 @@ def test_a_killed_server_cuts_its_connections_and_comes_back(servers: EmulatedSe
     assert told["prompt_tokens_total"] == told["generation_tokens_total"] == 0, "another process counts anew"
 
 
+def test_a_server_that_dies_as_it_starts_is_gone(servers: EmulatedServers) -> None:
+    def flicker() -> None:
+        for _ in range(3):
+            servers.machine.kill(0)
+            servers.machine.serve(0)
+        servers.machine.kill(0)
+
+    servers.call(flicker)
+    with pytest.raises(OSError, match="refused"):
+        urlopen(servers.urls[SLOT] + "/health", timeout=20)
+    servers.start(SLOT)
+    soon(lambda: fetch_or_none(servers.urls[SLOT] + "/health") == 503)
+
+
 def fetch_or_none(url: str) -> int | None:
     try:
         return fetch(url)[0]
@@ -273,7 +316,7 @@ def test_faults_slow_silent_lying_and_without_metrics(servers: EmulatedServers) 
     assert len(list(client.completions.create(model=MODEL, prompt=[1], max_tokens=10, stream=True))) == 10
     assert time.monotonic() - begun >= 0.1 + 10 * 0.02
     faults.token_delay_s = faults.delay_s = 0.0
-    servers.apps[0].metrics.lies = {"num_requests_running": -3.0, "generation_tokens": 1.0}
+    faults.lies = {"num_requests_running": -3.0, "generation_tokens": 1.0}
     told = metrics(servers)
     assert told["num_requests_running"] == -3.0 and told["generation_tokens_total"] == 1.0
     faults.metrics_down = True
@@ -281,3 +324,24 @@ def test_faults_slow_silent_lying_and_without_metrics(servers: EmulatedServers) 
     faults.silent = True
     with pytest.raises(TimeoutError):
         urlopen(url + "/health", timeout=0.1)
+
+
+def test_a_launcher_s_commands_stop_and_load_servers(servers: EmulatedServers) -> None:
+    words = {verb: command(servers.control_url, verb) for verb in ("load", "stop")}
+    launcher = Launcher(words["load"], words["stop"], dry=False)
+    place = Place(SLOT, ("0", "1"), 0)
+    request = servers.call(servers.machine.submit, 0, 100, 20)
+    stopped = in_background(lambda: launcher.stop(place))
+    soon(lambda: servers.call(servers.machine.status, 0) == DRAINING, 30.0)
+    servers.advance_to(5.0)
+    stopped()
+    assert request.generated == 20 and servers.call(servers.machine.status, 0) == EMPTY
+    with pytest.raises(ReadingError, match=r"cannot hold 'Llama-3\.1-8B'"):
+        launcher.load(place, "Llama-3.1-8B")
+    with pytest.raises(ReadingError, match="ended with 1"):
+        launcher.stop(Place("slot9", (), 0))
+    launcher.load(place, MODEL)
+    servers.advance_to(200.0)
+    assert servers.call(servers.machine.status, 0) == SERVING
+    with pytest.raises(ReadingError, match="ended with 2: usage"):
+        Launcher([*words["load"], "more"], ["true"], dry=False).load(place, MODEL)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,19 +17,16 @@ from ...simulator.errors import InputError
 from ...simulator.kernels.state import (
     C_ON_FAILURE,
     FAIL,
-    FINISHED,
-    LOST,
     MIXED,
     SERVING,
     STATUS_NAMES,
-    TIMED_OUT,
     Records,
 )
 from ...simulator.lifecycle import Target
-from ...simulator.reference.observer import Observer
-from ...simulator.reference.request import Request
 from ...simulator.units import PS_PER_S
 from ...simulator.workload.table import RequestTable
+from .requests import LiveRequest, NotServingError
+from .tally import Counts, Tally
 
 SCENARIO = Path(__file__).with_name("rehearsal.toml")
 """Eight H100 in four slots, for a rehearsal that is given no other scenario."""
@@ -42,100 +38,6 @@ STEP_S = 0.01
 """In real time the machine goes on by so much, about the time of one token."""
 
 COUNTED = ("energy", "prompt_tokens", "output_tokens")
-OVER = (FINISHED, LOST, TIMED_OUT)
-
-
-class NotServingError(Exception):
-    """A slot takes no requests at present; the message says why."""
-
-
-@dataclass(eq=False)
-class LiveRequest:
-    """A request that somebody has sent.
-
-    Attributes:
-        slot: Where to.
-        prompt_tokens: Length of its prompt.
-        output_tokens: Tokens that it is to have in the end.
-    """
-
-    slot: int
-    prompt_tokens: int
-    output_tokens: int
-    request: Request
-    _moved: asyncio.Event = field(default_factory=asyncio.Event)
-    _seen: tuple[int, int] = (0, -1)
-
-    @property
-    def generated(self) -> int:
-        """Tokens generated so far."""
-        return self.request.generated
-
-    @property
-    def status(self) -> int:
-        """WAITING, RUNNING, FINISHED, LOST (its slot has failed) or TIMED_OUT (its client has gone)."""
-        return int(self.request.record["status"])
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has left."""
-        return self.status in OVER
-
-    async def move(self, seen: int) -> int:
-        """Waits until it has more tokens than ``seen`` or has left; gives its tokens."""
-        while self.generated <= seen and not self.is_over:
-            self._moved.clear()
-            await self._moved.wait()
-        return self.generated
-
-    def notice(self) -> None:
-        """Wakes whoever waits, if there is anything new."""
-        now = self.generated, self.status
-        if now != self._seen:
-            self._seen = now
-            self._moved.set()
-
-
-class Tally(Observer):
-    """Counts what telemetry does not tell.
-
-    Attributes:
-        preemptions: By slot.
-        busy_ps: Time in iterations that have ended, by slot.
-    """
-
-    def __init__(self, slots: int) -> None:
-        self.preemptions = [0] * slots
-        self.busy_ps = [0] * slots
-
-    def iteration(
-        self, slot: int, start_ps: int, end_ps: int, decodes: int, prefill_tokens: int, step: int, energy: int
-    ) -> None:
-        """See :class:`Observer`."""
-        self.busy_ps[slot] += end_ps - start_ps
-
-    def preempted(self, slot: int, request: int, t: int) -> None:
-        """See :class:`Observer`."""
-        self.preemptions[slot] += 1
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Counters of one slot since the start, up to now.
-
-    Attributes:
-        energy: Units of 1e-14 J.
-        prompt_tokens: Computed.
-        output_tokens: Generated.
-        busy_ps: Time with an iteration under way.
-        power_w: Power of this instant, which is no counter.
-    """
-
-    energy: int
-    prompt_tokens: int
-    output_tokens: int
-    busy_ps: int
-    power_w: float
 
 
 class LiveMachine:

@@ -10,7 +10,9 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from ...simulator.kernels.state import SLEEPING
-from .live import LiveMachine, LiveRequest
+from ...simulator.units import PS_PER_S
+from .live import LiveMachine
+from .requests import LiveRequest
 
 TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
 LATENCY_S = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0)
@@ -27,15 +29,11 @@ class MetricsPage(Collector):
     Args:
         machine: The machine.
         slot: The slot that the server runs on.
-        sleep_level: Level at which it sleeps, 1 or 2.
-
-    Attributes:
-        lies: Values that are told in place of the true ones, by the metric's name without ``vllm:``.
     """
 
-    def __init__(self, machine: LiveMachine, slot: int, sleep_level: int) -> None:
-        self._machine, self._slot, self._sleep_level = machine, slot, sleep_level
-        self.lies: Mapping[str, float] = {}
+    def __init__(self, machine: LiveMachine, slot: int) -> None:
+        self._machine, self._slot = machine, slot
+        self._lies: Mapping[str, float] = {}
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         self._ended: Tallies[str] = Tallies()
@@ -48,8 +46,9 @@ class MetricsPage(Collector):
             )
         }
 
-    def text(self) -> bytes:
-        """The page."""
+    def text(self, lies: Mapping[str, float]) -> bytes:
+        """The page, with ``lies`` in the place of some values; see :class:`Faults`."""
+        self._lies = lies
         return generate_latest(self._registry)
 
     def note_first(self, request: LiveRequest) -> None:
@@ -64,7 +63,7 @@ class MetricsPage(Collector):
 
     def _note(self, name: str, request: LiveRequest, until: str) -> None:
         record = request.request.record
-        passed_s = (int(record[until]) - int(record["arrival_ps"])) / 1e12
+        passed_s = (int(record[until]) - int(record["arrival_ps"])) / PS_PER_S
         self._times[name].labels(*self._labels).observe(passed_s)
 
     @property
@@ -88,17 +87,17 @@ class MetricsPage(Collector):
             ("kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", used),
         ):
             gauge = GaugeMetricFamily(f"vllm:{name}", told, labels=LABELS)
-            gauge.add_metric(self._labels, self.lies.get(name, value))
+            gauge.add_metric(self._labels, self._lies.get(name, value))
             yield gauge
         asleep = self._machine.status(self._slot) == SLEEPING
-        state = SLEEP_STATES[self._sleep_level if asleep else 0]
+        state = SLEEP_STATES[self._machine.scenario.cluster.engine.sleep_level if asleep else 0]
         sleep = GaugeMetricFamily("vllm:engine_sleep_state", "Engine sleep state.", labels=[*LABELS, "sleep_state"])
         for each in SLEEP_STATES:
             sleep.add_metric([*self._labels, each], float(each == state))
         yield sleep
         for name, value in self._counters().items():
             counter = CounterMetricFamily(f"vllm:{name}", f"Cumulative {name.replace('_', ' ')}.", labels=LABELS)
-            counter.add_metric(self._labels, self.lies.get(name, value - self._base[name]))
+            counter.add_metric(self._labels, self._lies.get(name, value - self._base[name]))
             yield counter
         ended = CounterMetricFamily(
             "vllm:request_success", "Count of successfully processed requests.", labels=[*LABELS, "finished_reason"]

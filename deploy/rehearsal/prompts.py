@@ -67,7 +67,7 @@ def parse(content: bytes, *, chat: bool, max_tokens: int) -> Ask:
     """
     try:
         body = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise RefusedError("the body is no JSON") from None
     if not isinstance(body, dict):
         raise RefusedError("the body is no JSON object")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -19,32 +17,17 @@ from starlette.routing import Route
 from ...simulator.kernels.state import EMPTY, FAILED, FINISHED, LOADING, LOST, SERVING, SLEEPING
 from ...simulator.lifecycle import Target
 from .answers import Answer
-from .live import LiveMachine, LiveRequest, NotServingError
+from .faults import Faults
+from .live import LiveMachine
 from .metrics_page import MetricsPage
 from .prompts import Ask, RefusedError, parse
+from .requests import LiveRequest, NotServingError
 
 MAX_BODY_BYTES = 16 * 2**20
 """A longer body is refused, 413."""
 
 GONE = 499
 """What nobody gets: the client has gone (a status of nginx)."""
-
-
-@dataclass
-class Faults:
-    """What a server does wrong.
-
-    Attributes:
-        delay_s: Every answer begins so much later.
-        token_delay_s: Every token of a stream comes so much later.
-        metrics_down: `/metrics` answers 500.
-        silent: It takes requests of any kind and never answers.
-    """
-
-    delay_s: float = 0.0
-    token_delay_s: float = 0.0
-    metrics_down: bool = False
-    silent: bool = False
 
 
 class ServerApp:
@@ -67,7 +50,7 @@ class ServerApp:
     def __init__(self, machine: LiveMachine, slot: int) -> None:
         self._machine, self._slot = machine, slot
         self.faults = Faults()
-        self.metrics = MetricsPage(machine, slot, machine.scenario.cluster.engine.sleep_level)
+        self.metrics = MetricsPage(machine, slot)
         self.wakes = False
         self._numbers = count()
         self.app = Starlette(
@@ -86,7 +69,7 @@ class ServerApp:
 
     def restart(self) -> None:
         """Another process takes the place of the server: it counts from 0."""
-        self.metrics = MetricsPage(self._machine, self._slot, self._machine.scenario.cluster.engine.sleep_level)
+        self.metrics = MetricsPage(self._machine, self._slot)
 
     # ------------------------------------------------------------------------------------------------------ completions
 
@@ -173,7 +156,7 @@ class ServerApp:
     async def _metrics(self, request: Request) -> Response:
         if self.faults.metrics_down:
             return Response(status_code=500)
-        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(self.metrics.text(self.faults.lies), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _sleep(self, request: Request) -> Response:
         level, mode = request.query_params.get("level", "1"), request.query_params.get("mode", "abort")
@@ -198,7 +181,7 @@ class ServerApp:
 
     async def _reload(self, request: Request) -> Response:
         """Reads the weights again, which a sleeper of level 2 needs; it has them as soon as it is awake."""
-        if json.loads(await _body(request) or b"{}").get("method") != "reload_weights":
+        if b"reload_weights" not in await _body(request):
             raise RefusedError("only reload_weights is emulated")
         return JSONResponse({"results": [None]})
 

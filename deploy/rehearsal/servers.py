@@ -12,13 +12,16 @@ from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
 import uvicorn
+from starlette.applications import Starlette
 
 from ...simulator.kernels.state import EMPTY, FAILED, LOADING, SLEEPING, TENANT
+from .control import control_app
 from .live import LiveMachine
 from .server_app import ServerApp
 
 P = ParamSpec("P")
 T = TypeVar("T")
+CONTROL = -1  # in the place of a slot
 GONE = (EMPTY, FAILED, TENANT)
 LINGER_NOT = struct.pack("ii", 1, 0)
 """For SO_LINGER: a socket that is closed is reset, as those of a killed process may be."""
@@ -38,6 +41,7 @@ class EmulatedServers:
     Attributes:
         apps: The servers' applications, by slot.
         urls: Where they listen, by the slot's name.
+        control_url: Where they can be started and stopped, see :mod:`.launch`.
     """
 
     def __init__(self, machine: LiveMachine, host: str = "127.0.0.1", ports: Mapping[str, int] | None = None) -> None:
@@ -53,6 +57,9 @@ class EmulatedServers:
         # All at once, so that they differ; each is let go again where its server is gone.
         self._sockets = {slot: _bound(host, port) for slot, port in enumerate(asked)}
         self._ports = {slot: own.getsockname()[1] for slot, own in self._sockets.items()}
+        self._sockets[CONTROL] = _bound(host, 0)
+        self._ports[CONTROL] = self._sockets[CONTROL].getsockname()[1]
+        self.control_url = f"http://{host}:{self._ports[CONTROL]}"
         self.urls = {name: f"http://{host}:{self._ports[slot]}" for slot, name in enumerate(machine.slots)}
 
     # ------------------------------------------------------------------------------------------------------------ life
@@ -77,9 +84,7 @@ class EmulatedServers:
         for slot in range(len(self.apps)):
             if self.machine.status(slot) not in GONE:
                 self._start(slot)
-        await self._started()
-
-    async def _started(self) -> None:
+        self._listen(CONTROL, control_app(self.machine))
         while not all(server.started for server, _ in self._servers.values()):
             await asyncio.sleep(0.005)
 
@@ -100,15 +105,21 @@ class EmulatedServers:
         await asyncio.gather(*others, return_exceptions=True)
 
     def _start(self, slot: int) -> None:
+        self._held[slot] = self._deployment(slot)
+        self._listen(slot, self.apps[slot].app)
+
+    def _listen(self, slot: int, app: Starlette) -> None:
         own = self._sockets.pop(slot, None) or _bound(self._host, self._ports[slot])
-        config = uvicorn.Config(self.apps[slot].app, log_config=None, access_log=False, lifespan="off")
+        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
         server = uvicorn.Server(config)
-        self._sockets[slot], self._held[slot] = own, self._deployment(slot)
+        self._sockets[slot] = own
         self._servers[slot] = server, asyncio.get_running_loop().create_task(server.serve(sockets=[own]))
 
     def _stop(self, slot: int) -> None:
         """Cuts whatever is connected to a server, which then listens no more."""
-        server, _ = self._servers.pop(slot)
+        server, task = self._servers.pop(slot)
+        if not server.started:
+            task.cancel()
         server.should_exit = server.force_exit = True
         for listener in getattr(server, "servers", []):
             listener.close()
