@@ -90,7 +90,8 @@ class Server:
             data = [{"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}]
             return JSONResponse({"object": "list", "data": data, "model": asked["model"], "usage": usage})
         if asked.get("stream"):
-            with_usage = bool((asked.get("stream_options") or {}).get("include_usage"))
+            options = asked.get("stream_options")
+            with_usage = isinstance(options, dict) and bool(options.get("include_usage"))
             chat = "chat" in request.url.path
             return StreamingResponse(self._stream(usage if with_usage else None, chat), media_type="text/event-stream")
         text = "".join(f"{self.name}{i} " for i in range(self.tokens))

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -22,14 +21,13 @@ from .health import HealthChecks
 from .metrics import Metrics
 from .models import list_models
 from .proxy import Proxy
-from .refusal import RefusalError
+from .refusal import HANDLERS, RefusalError
 from .steering import Steer, Steering, reading_of
-from .tokens import TokenFile
+from .tokens import TokenFile, authorization
 from .upstream import Upstream
 
 PROXIED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 STEER_BYTES = 2**20
-CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 class Gateway:
@@ -77,13 +75,13 @@ class Gateway:
     async def models(self, request: Request) -> Response:
         """`GET /v1/models`."""
         if self._clients is not None:
-            self._clients.demand(_authorization(request))
+            self._clients.demand(authorization(request))
         return JSONResponse(await list_models(self._upstream, self._dispatcher, self._config.health.timeout_s))
 
     async def metrics(self, request: Request) -> Response:
         """`GET /metrics`: open where the API is, otherwise for clients and administrators."""
         if self._clients is not None:
-            given = _authorization(request)
+            given = authorization(request)
             if self._admins is None or not self._admins.admits(given):
                 self._clients.demand(given)
         return Response(self._metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -107,7 +105,7 @@ class Gateway:
     def _demand_admin(self, request: Request) -> None:
         if self._admins is None:
             raise RefusalError(403, "admin_closed", "There is no administration: the gateway has no admin_tokens.")
-        self._admins.demand(_authorization(request))
+        self._admins.demand(authorization(request))
 
 
 def make_app(config: GatewayConfig, clock: Callable[[], float] = time.monotonic) -> Starlette:
@@ -137,28 +135,7 @@ def make_app(config: GatewayConfig, clock: Callable[[], float] = time.monotonic)
             Route("/admin/steer", gateway.steer, methods=["POST"]),
         ],
         lifespan=lifespan,
-        exception_handlers={HTTPException: _on_http_exception, RefusalError: _on_refusal, Exception: _on_fault},
+        exception_handlers=HANDLERS,
     )
     app.router.redirect_slashes = False
     return app
-
-
-def _authorization(request: Request) -> bytes | None:
-    value = request.headers.get("authorization")
-    return None if value is None else value.encode("latin-1")
-
-
-async def _on_http_exception(request: Request, fault: Exception) -> Response:
-    assert isinstance(fault, HTTPException)
-    code = CODES.get(fault.status_code, "http_error")
-    message = f"{request.method} {request.url.path}: {fault.detail}."
-    return RefusalError(fault.status_code, code, message, fault.headers).response()
-
-
-async def _on_refusal(request: Request, refusal: Exception) -> Response:
-    assert isinstance(refusal, RefusalError)
-    return refusal.response()
-
-
-async def _on_fault(request: Request, fault: Exception) -> Response:
-    return RefusalError(500, "internal_error", "The gateway failed at this; its log says how.").response()

@@ -115,7 +115,7 @@ class GatewayConfig(Spec):
 
     @model_validator(mode="after")
     def _is_guarded(self) -> GatewayConfig:
-        if not _is_loopback(self.host) and self.client_tokens is None:
+        if not is_loopback(self.host) and self.client_tokens is None:
             raise ValueError(f"host: '{self.host}' is open to others; set client_tokens, or listen at 127.0.0.1")
         if self.client_tokens is not None and self.client_tokens == self.admin_tokens:
             raise ValueError("admin_tokens: is the clients' file; give administration tokens of its own")
@@ -147,7 +147,8 @@ def load_gateway_config(path: Path) -> GatewayConfig:
         raise InputError(str(path), "; ".join(problems).replace("Value error, ", ""), remedy) from fault
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

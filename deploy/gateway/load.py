@@ -133,7 +133,7 @@ def _request(load: Load | None) -> bytes:
 
 async def _connect(url: str) -> _Caller:
     parts = urlsplit(url)
-    _, caller = await asyncio.get_running_loop().create_connection(_Caller, parts.hostname, parts.port)
+    _, caller = await asyncio.get_running_loop().create_connection(_Caller, str(parts.hostname), int(parts.port or 80))
     return caller
 
 

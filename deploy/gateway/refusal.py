@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ExceptionHandler
 
 KINDS = {
     400: "invalid_request_error",
@@ -44,3 +47,30 @@ class RefusalError(Exception):
     def response(self) -> Response:
         """The answer."""
         return Response(self.body, self.status, self.headers, "application/json")
+
+
+CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+async def _on_http_exception(request: Request, fault: Exception) -> Response:
+    assert isinstance(fault, HTTPException)
+    code = CODES.get(fault.status_code, "http_error")
+    message = f"{request.method} {request.url.path}: {fault.detail}."
+    return RefusalError(fault.status_code, code, message, fault.headers).response()
+
+
+async def _on_refusal(request: Request, refusal: Exception) -> Response:
+    assert isinstance(refusal, RefusalError)
+    return refusal.response()
+
+
+async def _on_fault(request: Request, fault: Exception) -> Response:
+    return RefusalError(500, "internal_error", "The server failed at this; its log says how.").response()
+
+
+HANDLERS: dict[int | type[Exception], ExceptionHandler] = {
+    HTTPException: _on_http_exception,
+    RefusalError: _on_refusal,
+    Exception: _on_fault,
+}
+"""For Starlette: whatever goes wrong is told in the same shape."""

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from starlette.requests import Request
+
 from ...errors import InputError
 from .refusal import RefusalError
 
@@ -84,6 +86,12 @@ class TokenFile:
     def _read(self) -> list[bytes]:
         lines = [line.strip() for line in self._path.read_text(encoding="utf-8").splitlines()]
         return [line.encode() for line in lines if line and not line.startswith("#")]
+
+
+def authorization(request: Request) -> bytes | None:
+    """The header ``Authorization``."""
+    value = request.headers.get("authorization")
+    return None if value is None else value.encode("latin-1")
 
 
 def _digest(token: bytes) -> bytes:
