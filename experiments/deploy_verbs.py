@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,7 +87,8 @@ def run_command(
             who = "agent" if progress.decision else "fallback"
             line = f"{progress.ticks}: {who}, {now.power_w[-1].sum():.0f} of {plan.budget_w:.0f} W"
             troubles = "; ".join(f"{t.kind} {t.what}: {t.text}" for t in progress.troubles)
-            console.print(line + (f" ({troubles})" if troubles else ""), markup=False)
+            with suppress(OSError):  # where output goes to a full disk, the loop goes on
+                console.print(line + (f" ({troubles})" if troubles else ""), markup=False)
 
         with opened_stack(config, agent, apply=apply, told=tell) as stack, stopped_by_signals(stack.loop.stop):
             console.print(f"metrics: http://127.0.0.1:{stack.exporter.port}/metrics", markup=False)
@@ -199,15 +200,23 @@ def sidecar_command(
     scenario: ScenarioOption = "default",
     host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on")] = 8090,
-    token_file: Annotated[Path | None, typer.Option(help="File with a bearer token that callers must give")] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(help="File of bearer tokens that callers must give, a line each")
+    ] = None,
 ) -> None:
     """Serve decisions over HTTP: `POST /decide` takes telemetry and answers what the agent would do."""
     with _explained():
-        from ..deploy.sidecar import serve_sidecar
+        from pydantic import ValidationError
+
+        from ..deploy.sidecar import SidecarConfig, run
 
         _log_to_stderr()
         announce_compilation()
-        serve_sidecar(scenario, agent, host, port, token_file)
+        try:
+            settings = SidecarConfig(agent=agent, scenario=scenario, host=host, port=port, tokens=tokens)
+        except ValidationError as fault:
+            raise InputError("--host", fault.errors()[0]["msg"], "Give --tokens, or listen at 127.0.0.1") from fault
+        run(settings)
 
 
 @app.command("rehearse", epilog="Example: llmcluster deploy rehearse --scenario rehearsal --duration 60 --json -")

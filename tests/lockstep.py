@@ -170,3 +170,11 @@ def lockstep(stage: Stage, requests: RequestTable, **changes: dict[str, Any]) ->
     stage.configure(**{"gateway": {"lease_s": 600.0}, "keeper": {"lease_s": 600.0}, **changes})
     config = checked_config(stage.config)
     return Lockstep(stage, config, LLMClusterEnv(config.scenario, forecaster="none"), requests)
+
+
+def traffic(seconds: float, rate_per_s: float) -> RequestTable:
+    """Requests at even distances, of all lengths."""
+    rng = np.random.default_rng(5)
+    count = int(seconds * rate_per_s)
+    prompt, output = rng.integers(20, 3000, count), rng.integers(40, 120, count)
+    return RequestTable.from_columns(np.arange(count) / rate_per_s, prompt, output)

@@ -12,7 +12,7 @@ import llmcluster
 from llmcluster.deploy.exporter import OF_SLOTS, PREFIX
 from llmcluster.deploy.keeper.__main__ import arguments
 from llmcluster.experiments.cli import _add_groups, app
-from llmcluster.tests.test_deploy_loop import Rig, lock, rig
+from llmcluster.tests.rig import Rig, lock, rig
 
 __all__ = ["lock", "rig"]
 EXAMPLES = Path(llmcluster.__file__).parent / "deploy" / "examples"

@@ -16,8 +16,7 @@ from llmcluster.envs.perception import metered
 from llmcluster.envs.telemetry import Telemetry
 from llmcluster.simulator.kernels.state import LOADING, SERVING, SLEEPING
 from llmcluster.simulator.lifecycle import START_JITTER
-from llmcluster.simulator.workload.table import RequestTable
-from llmcluster.tests.lockstep import Lockstep, lockstep
+from llmcluster.tests.lockstep import Lockstep, lockstep, traffic
 
 TICKS = 5
 RATE_PER_S = 1.25
@@ -42,14 +41,6 @@ def tolerances(lock: Lockstep) -> dict[str, float]:
         # Latency is measured where the answers pass, in steps of this clock: few requests are that near to a limit.
         "slo_attainment": 0.1,
     }
-
-
-def traffic(seconds: float, rate_per_s: float) -> RequestTable:
-    """Requests at even distances, of all lengths."""
-    rng = np.random.default_rng(5)
-    count = int(seconds * rate_per_s)
-    prompt, output = rng.integers(20, 3000, count), rng.integers(40, 120, count)
-    return RequestTable.from_columns(np.arange(count) / rate_per_s, prompt, output)
 
 
 @pytest.fixture(params=["rehearsal", "small"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -14,78 +13,18 @@ import numpy as np
 import pynvml
 import pytest
 
-from llmcluster.deploy.audit import Audit
 from llmcluster.deploy.beats import Beats
 from llmcluster.deploy.exporter import Exporter, LoopCollector
 from llmcluster.deploy.fallback import RESPONSES, ROUTER
-from llmcluster.deploy.loop import ControlLoop
 from llmcluster.deploy.mind import Mind
 from llmcluster.deploy.rehearsal.nvml import WRITES
-from llmcluster.deploy.rehearsal.stage import Stage
 from llmcluster.envs.observation import Observation
 from llmcluster.simulator.errors import InputError
 from llmcluster.simulator.kernels.state import FAILED, SERVING
-from llmcluster.tests.lockstep import Lockstep, lockstep
-from llmcluster.tests.test_deploy_identity import traffic
+from llmcluster.tests.lockstep import Lockstep
+from llmcluster.tests.rig import BUDGET_W, FOUND_W, STALE_S, Rig, lock, rig
 
-FOUND_W = [700.0, 400.0]
-BUDGET_W = 800.0
-STALE_S = 3.0
-TICK_S = 10
-
-
-class Rig:
-    """A loop over the stack in lock-step: one H100 and one A100."""
-
-    def __init__(self, lock: Lockstep, tmp_path: Path, agent: str = "uniform-cap", apply: bool = True) -> None:
-        self.lock, self.path = lock, tmp_path / "audit.jsonl"
-        self.audit = Audit(self.path)
-        lock.note = self.audit.write  # type: ignore[method-assign]
-        self.mind = Mind(lock.config.scenario, agent, "persistence", patience_s=5.0)
-        self.loop = ControlLoop(
-            lock.plant,
-            self.mind,
-            self.audit,
-            Beats(None, 60.0, 60.0),
-            TICK_S,
-            apply=apply,
-            clock=lambda: lock.now_s,
-        )
-        self.mind.begin(lock.plant)
-
-    def step(self) -> None:
-        self.loop.step()
-
-    def tick(self) -> None:
-        """Time goes on by a tick, and a decision is made."""
-        self.lock.pass_seconds(TICK_S)
-        self.loop.step()
-
-    def lines(self, kind: str) -> list[dict[str, Any]]:
-        whole = self.path.read_text().splitlines()
-        return [one for one in map(json.loads, filter(None, whole)) if one["kind"] == kind]
-
-    @property
-    def last(self) -> dict[str, Any]:
-        return self.lines("decision")[-1]
-
-    @property
-    def kinds(self) -> set[str]:
-        return {trouble.kind for trouble in self.loop.progress.troubles}
-
-
-@pytest.fixture
-def lock(tmp_path: Path) -> Iterator[Lockstep]:
-    stage = Stage("small", tmp_path, ())
-    telemetry = {"stale_s": STALE_S, "timeout_s": 2.0}
-    made = lockstep(stage, traffic(20.0, 2.0), limits={"budget_w": BUDGET_W}, telemetry=telemetry)
-    with made.running():
-        yield made
-
-
-@pytest.fixture
-def rig(lock: Lockstep, tmp_path: Path) -> Rig:
-    return Rig(lock, tmp_path)
+__all__ = ["lock", "rig"]
 
 
 def gpu_limits(rig: Rig) -> list[float]:
@@ -190,7 +129,7 @@ def test_all_servers_silent_is_a_fallback(rig: Rig) -> None:
 @pytest.mark.parametrize("lie", [{"num_requests_running": -4.0}, {"kv_cache_usage_perc": 7.0}])
 def test_a_server_that_lies_is_not_believed(rig: Rig, lie: dict[str, float]) -> None:
     rig.step()
-    rig.lock.stage.servers.apps[1].metrics.lies = lie
+    rig.lock.stage.servers.apps[1].faults.lies = lie
     rig.tick()
     assert rig.last["status"] == [SERVING, FAILED]
     assert rig.last["by"] == "agent"
