@@ -81,9 +81,6 @@ class TelemetryConfig(_Spec):
     )
     timeout_s: float = Field(default=0.5, gt=0, le=5, description="A source that takes longer has not answered.")
     stale_s: float = Field(default=5.0, gt=0, description="The last reading holds for so long.")
-    counts_tokens: bool = Field(
-        default=True, description="Whether engines tell their counters of tokens; without, rates are 0."
-    )
 
 
 class AuditConfig(_Spec):

@@ -1,4 +1,4 @@
-"""What happens when something fails: the table that docs/deploy.md shows, and the action that asks for nothing."""
+"""What happens when something fails: the table that docs/deploy.md shows, and the action in place of the agent's."""
 
 from __future__ import annotations
 
@@ -122,4 +122,11 @@ def fallback(fleet: Fleet, default_w: NDArray[np.float64]) -> ClusterAction:
         cap_w=default_w.copy(),
         clock_ratio=np.ones(size),
         concurrency=np.full(size, fleet.max_num_seqs, np.int64),
+    )
+
+
+def table() -> str:
+    """The responses as rows of Markdown: what, what the loop does, what of the agent."""
+    return "\n".join(
+        f"| {one.when} | {one.does} | {'is not asked' if one.grave else 'goes on'} |" for one in RESPONSES.values()
     )

@@ -170,10 +170,11 @@ def _add_groups() -> None:
 
 
 def main() -> None:
-    """Runs the command line; exits with 0 on success, 2 on bad input, 1 if interrupted."""
+    """Runs the command line; exits with 0 on success, 2 on bad input, 1 if interrupted or if a verb found fault."""
     _add_groups()
     try:
-        app(standalone_mode=False)
+        if ended := app(standalone_mode=False):
+            sys.exit(ended)
     except InputError as fault:
         typer.echo(f"error: {fault}", err=True)
         sys.exit(2)

@@ -6,12 +6,25 @@ Run as ``python -m llmcluster.experiments.write_docs``.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from ..agents.registry import AGENTS, CANDIDATES
+from ..deploy.config import (
+    AuditConfig,
+    DeployConfig,
+    ExporterConfig,
+    KeeperConfig,
+    LauncherConfig,
+    LimitsConfig,
+    SiteConfig,
+    SlotConfig,
+    TelemetryConfig,
+)
+from ..deploy.gateway.config import BackendSpec, GatewayConfig, HealthSpec, LimitSpec, QueueSpec, TimeoutSpec
+from ..deploy.site import SourceSpec
 from ..envs import reward
 from ..envs.cluster_env import LLMClusterEnv
 from ..envs.features import Feature, senses_of
@@ -27,6 +40,7 @@ from ..simulator.signals import SignalSpec
 from ..simulator.tenants import TenantsSpec
 from ..simulator.topology import AirSpec, ClusterSpec, EngineSpec, RackSpec, RowSpec, ServerSpec, VariantSpec
 from ..simulator.workload.spec import StreamSpec
+from . import deploy_verbs
 
 SCENARIO_PARTS: dict[str, type[BaseModel]] = {
     "the scenario": Scenario,
@@ -51,6 +65,24 @@ SCENARIO_PARTS: dict[str, type[BaseModel]] = {
     "tenants": TenantsSpec,
     "actions": ActionSpec,
     "reward": RewardSpec,
+}
+DEPLOY_PARTS: dict[str, type[BaseModel]] = {
+    "the configuration": DeployConfig,
+    "slots[]": SlotConfig,
+    "gateway": GatewayConfig,
+    "gateway.backends[]": BackendSpec,
+    "gateway.timeouts": TimeoutSpec,
+    "gateway.limits": LimitSpec,
+    "gateway.queue": QueueSpec,
+    "gateway.health": HealthSpec,
+    "keeper": KeeperConfig,
+    "limits": LimitsConfig,
+    "limits.budget_w, site.NAME": SourceSpec,
+    "telemetry": TelemetryConfig,
+    "audit": AuditConfig,
+    "exporter": ExporterConfig,
+    "launcher": LauncherConfig,
+    "site": SiteConfig,
 }
 MAX_DEFAULT = 60
 ROOT = Path(__file__).parent.parent
@@ -107,7 +139,19 @@ def reference_page() -> str:
         "",
         "TOML with these keys; a trace or generated traffic is described under `workload`.",
         "",
-        *_scenario_keys(),
+        *_keys(SCENARIO_PARTS),
+        "## Deployment",
+        "",
+        "What `llmcluster deploy` does; [deploy.md](deploy.md) says how it goes together.",
+        "",
+        "| verb | what it does |",
+        "|---|---|",
+        *_deploy_verbs(),
+        "",
+        "TOML with these keys; relative paths start at the folder of the file. The gateway's backends are the slots, "
+        "and its SLO classes the scenario's, unless it says otherwise.",
+        "",
+        *_keys(DEPLOY_PARTS),
         "## Catalogue",
         "",
         *_catalogue(),
@@ -151,9 +195,15 @@ def _lesson(description: str) -> str:
     return lesson[:1].upper() + lesson[1:] if teaches else description
 
 
-def _scenario_keys() -> list[str]:
+def _deploy_verbs() -> list[str]:
+    return [
+        f"| `{command.name}` | {_first_line(command.callback)} |" for command in deploy_verbs.app.registered_commands
+    ]
+
+
+def _keys(parts: Mapping[str, type[BaseModel]]) -> list[str]:
     lines = []
-    for title, spec in SCENARIO_PARTS.items():
+    for title, spec in parts.items():
         rows = []
         for name, field in spec.model_fields.items():
             if field.exclude:

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from ...envs.scenario import load_scenario
 from ...simulator.workload.spec import generate
 from ...simulator.workload.table import RequestTable
+from ..deployable import check_deployable
 from .live import SCENARIO
 from .load import Tally, play
 from .stage import Stage
@@ -61,6 +63,7 @@ def rehearse(scenario: str, agent: str, duration_s: float, seed: int, cli: Seque
         as it should be: ``passed``.
     """
     source = str(SCENARIO) if scenario == OWN else scenario
+    check_deployable(load_scenario(source), f"scenario {scenario}")
     with tempfile.TemporaryDirectory(prefix="llmcluster-rehearsal-") as folder:
         stage = Stage(source, Path(folder), cli, seed)
         tdp_w = float(stage.machine.plant.fleet.cap_max_w.sum())
