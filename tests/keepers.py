@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llmcluster.deploy.keeper.custody import Custody
 from llmcluster.deploy.keeper.server import Keeper
-from llmcluster.deploy.keeper.sockets import listen
+from llmcluster.deploy.keeper.sockets import alone, listen
 from llmcluster.deploy.nvml.session import NvmlSession
 from llmcluster.deploy.rehearsal.nvml import EmulatedGpus
 
@@ -55,7 +55,7 @@ def keeper_thread(
     """A keeper over this process's NVML in a thread; it restores when the block ends."""
     with closing(NvmlSession(timeout_s=0.3)) as session:
         custody = Custody(session, socket.with_suffix(".state"), floor_w, ceiling_w, timeout_s=0.5)
-        with _served(custody, socket, uids or [os.geteuid()], lease_s):
+        with alone(socket), _served(custody, socket, uids or [os.geteuid()], lease_s):
             yield custody
 
 

@@ -19,7 +19,7 @@ from llmcluster.deploy.keeper.client import KeeperClient
 from llmcluster.deploy.keeper.errors import DeniedError, KeeperError, KeeperGoneError, LeaseError
 from llmcluster.deploy.keeper.originals import Original, load, save
 from llmcluster.deploy.keeper.server import MOST_PEERS
-from llmcluster.deploy.keeper.sockets import check_folder, listen
+from llmcluster.deploy.keeper.sockets import alone, check_folder, listen
 from llmcluster.deploy.nvml import errors
 from llmcluster.deploy.readings import Limits
 from llmcluster.deploy.rehearsal.nvml import WRITES, Call, EmulatedGpus
@@ -125,6 +125,19 @@ def test_nothing_is_written_when_the_way_back_cannot_be(gpus: EmulatedGpus, path
     assert gpus.calls(0, Call.SET_LIMIT) == 0
 
 
+def test_a_disk_that_fails_does_not_keep_gpus_from_going_back(gpus: EmulatedGpus, path: Path) -> None:
+    state = path.with_suffix(".state")
+    with keeper_thread(path), KeeperClient(path) as client:
+        client.set_power_limit("0", 400.0)
+        client.set_power_limit("1", 200.0)
+        state.with_name(state.name + ".partial").mkdir()  # from here on it cannot be written
+        client.restore()
+        assert is_untouched(gpus)
+        with pytest.raises(KeeperError, match="partial"):
+            client.set_power_limit("0", 400.0)
+    assert is_untouched(gpus)
+
+
 def test_no_permission_is_told_with_the_capability_and_leaves_nothing_to_restore(
     gpus: EmulatedGpus, path: Path
 ) -> None:
@@ -200,7 +213,7 @@ def test_silence_ends_the_lease_and_restores(gpus: EmulatedGpus, path: Path) -> 
     with keeper_thread(path, lease_s=0.3), KeeperClient(path) as client:
         client.set_power_limit("0", 400.0)
         eventually(lambda: is_untouched(gpus))
-        with pytest.raises(KeeperGoneError, match="the connection was closed"):
+        with pytest.raises(KeeperGoneError, match="does not answer"):
             client.beat()
         client.set_power_limit("0", 400.0)  # connects anew
 
@@ -265,7 +278,7 @@ def test_a_keeper_that_ends_restores_and_leaves_nothing_behind(
         keeper.send_signal(number)
         assert keeper.wait(20) == 0
         assert is_untouched(gpus)
-        assert {file.name for file in path.parent.iterdir()} == {"nvml.state"}
+        assert {file.name for file in path.parent.iterdir()} == {"nvml.state", "keeper.sock.lock"}
         with pytest.raises(KeeperGoneError):
             client.beat()
         with pytest.raises(KeeperGoneError, match=r"cannot connect .*python -m llmcluster\.deploy\.keeper"):
@@ -309,7 +322,7 @@ def test_restoring_alone_is_a_command(gpus: EmulatedGpus, path: Path) -> None:
     gpus.fail_init(0)
     with keeper_thread(path):
         done = subprocess.run(command(path, "--restore"), **run)
-    assert (done.returncode, "a keeper listens there already" in done.stderr) == (2, True)
+    assert (done.returncode, "a keeper is here already" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -335,12 +348,14 @@ def test_a_state_file_that_is_none_is_refused(tmp_path: Path, text: str) -> None
 def test_the_socket_is_its_owners_alone(gpus: EmulatedGpus, path: Path) -> None:
     with keeper_thread(path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        with pytest.raises(InputError, match="a keeper listens there already"):
-            listen(path, [0])
+        with pytest.raises(InputError, match="a keeper is here already"), alone(path):
+            raise AssertionError
     path.unlink()
     path.write_text("a file")
     with pytest.raises(InputError, match="is no socket"):
         listen(path, [0])
+    with pytest.raises(InputError, match=r"cannot listen there .*short path"):
+        listen(path.with_name("k" * 108), [0])
 
 
 def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:

@@ -90,6 +90,8 @@ def test_what_a_gpu_does_not_tell_is_none_and_the_rest_is_there(
 
 def test_averaged_power_falls_back_to_the_oldest_call(gpus: EmulatedGpus, session: NvmlSession) -> None:
     gpus.write(0, BUSY)
+    assert session.read()["0"].mean_power_w == 598.7
+    assert gpus.calls(0, Call.USAGE) == 0
     gpus.fail(0, pynvml.NVML_ERROR_NOT_SUPPORTED, [Call.AVERAGE])
     assert session.read()["0"].mean_power_w == 598.7
     assert gpus.calls(0, Call.USAGE) == 1

@@ -15,7 +15,7 @@ from ..errors import DeployError
 from ..nvml.session import NvmlSession
 from .custody import Custody
 from .server import Keeper
-from .sockets import check_folder, is_answered, listen
+from .sockets import alone, check_folder, listen
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,6 @@ async def keep(options: argparse.Namespace, session: NvmlSession) -> dict[str, s
     """Restores what an earlier keeper left, serves until a signal, restores; says what could not be, by UUID."""
     state = options.state or options.socket.with_name(options.socket.name + ".state")
     check_folder(state.parent)
-    if is_answered(options.socket):
-        raise InputError(str(options.socket), "a keeper listens there already", "Stop it; it restores as it ends")
     custody = Custody(session, state, options.floor_w, options.ceiling_w)
     uids = set(options.allow_uid or [os.geteuid()])
     faults = await custody.restore()
@@ -67,7 +65,8 @@ def main() -> int:
     options = arguments().parse_args()
     logging.basicConfig(level=logging.INFO, format="keeper: %(levelname)s: %(message)s", stream=sys.stderr)
     try:
-        faults = asyncio.run(keep(options, NvmlSession(options.gpu)))
+        with alone(options.socket):
+            faults = asyncio.run(keep(options, NvmlSession(options.gpu)))
     except (InputError, DeployError) as fault:
         print(fault, file=sys.stderr)
         return 2

@@ -136,7 +136,7 @@ class Custody:
         del self._originals[uuid]
         try:
             save(self._state, self._originals)
-        except OSError as fault:
+        except (OSError, InputError) as fault:
             logger.error("%s: not written (%s)", self._state, fault)
 
     async def status(self) -> list[GpuStatus]:

@@ -50,7 +50,7 @@ class Keeper:
 
     async def serve(self, listener: socket.socket, stop: asyncio.Event) -> dict[str, str]:
         """Serves until ``stop`` is set, then restores; says what could not be, by UUID."""
-        server = await asyncio.start_unix_server(self._welcome, sock=listener, limit=LONGEST_LINE)
+        server = await asyncio.start_unix_server(self._accept, sock=listener, limit=LONGEST_LINE)
         mending = asyncio.create_task(self._mend())
         try:
             await stop.wait()
@@ -70,11 +70,13 @@ class Keeper:
                 await self._custody.restore()
             await asyncio.sleep(MEND_S)
 
-    async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Looks who it is, and attends to who may ask."""
-        task = asyncio.current_task()
-        assert task is not None
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._welcome(reader, writer))
         self._peers[task] = writer
+        task.add_done_callback(self._peers.pop)
+
+    async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Looks who it is, attends to who may ask, and restores if it held the lease."""
         peer = peer_of(writer.get_extra_info("socket"))
         try:
             if peer.uid not in self._uids:
@@ -98,7 +100,6 @@ class Keeper:
                 async with asyncio.timeout(FAREWELL_S):
                     await writer.wait_closed()
             writer.transport.abort()
-            del self._peers[task]
 
     async def _attend(self, peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answers one request after the other until the connection ends, or the lease does."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,17 +53,27 @@ def check_folder(folder: Path) -> None:
             raise InputError(str(place), "others may write to this folder", remedy)
 
 
-def is_answered(path: Path) -> bool:
-    """Whether somebody listens at a socket."""
-    with socket.socket(socket.AF_UNIX) as attempt:
-        attempt.settimeout(1.0)
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Within, this is the one keeper at ``path``, by a lock beside it that the kernel takes back from who dies.
+
+    Raises:
+        InputError: There is another one, or the folder is open to others.
+    """
+    check_folder(path.parent)
+    lock = path.with_name(path.name + ".lock")
+    try:
+        file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as fault:
+        raise InputError(str(lock), f"cannot be opened ({fault.strerror})", "Run the keeper as root") from fault
+    try:
         try:
-            attempt.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
-        except OSError:
-            return True
-        return True
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as fault:
+            raise InputError(str(path), "a keeper is here already", "Stop it; it restores as it ends") from fault
+        yield
+    finally:
+        os.close(file)
 
 
 def listen(path: Path, uids: Collection[int]) -> socket.socket:
@@ -71,29 +83,24 @@ def listen(path: Path, uids: Collection[int]) -> socket.socket:
     they are decides, as it does anyway.
 
     Raises:
-        InputError: The folder is open to others, something else lies there, or a keeper listens there already.
+        InputError: It cannot be made or given to that user, or something else lies there.
     """
-    check_folder(path.parent)
     if path.exists() and not path.is_socket():
         raise InputError(str(path), "is there and is no socket", "Give another path, or remove it")
-    if is_answered(path):
-        raise InputError(str(path), "a keeper listens there already", "Stop it first; one keeper serves all GPUs")
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     before = os.umask(0o177)  # the socket is nobody else's from the start
     try:
         listener.bind(str(path))
+        if len(uids) > 1:
+            path.chmod(0o666)
+        else:
+            os.chown(path, next(iter(uids)), -1)
     except OSError as fault:
-        raise InputError(
-            str(path), f"cannot listen there ({fault})", "Give a path of at most 107 characters"
-        ) from fault
+        listener.close()
+        path.unlink(missing_ok=True)
+        raise InputError(str(path), f"cannot listen there ({fault})", "Run it as root, with a short path") from fault
     finally:
         os.umask(before)
-    if len(uids) > 1:
-        path.chmod(0o666)
-    else:
-        (owner,) = uids
-        if owner != os.geteuid():
-            os.chown(path, owner, -1)
     listener.listen()
     return listener

@@ -10,7 +10,7 @@ import pynvml
 
 from ..readings import Limits
 from .devices import Device
-from .errors import MigError, NotHeldError, NotSupportedError, mapped
+from .errors import MigError, NotHeldError, NotSupportedError, RefusedError, mapped
 
 TOLERANCE_W = 1.0
 SETTLE_S = 0.3
@@ -125,9 +125,9 @@ def _clocks_mhz(device: Device) -> tuple[int, int]:
         with mapped(device.where):
             # The binding's own variables for the answer are shared by all threads.
             pynvml.nvmlDeviceGetMinMaxClockOfPState(
-                device.handle, pynvml.NVML_CLOCK_SM, pynvml.NVML_PSTATE_0, byref(lowest), byref(highest)
+                device.handle, pynvml.NVML_CLOCK_GRAPHICS, pynvml.NVML_PSTATE_0, byref(lowest), byref(highest)
             )
-    except NotSupportedError:
+    except (NotSupportedError, RefusedError):
         with mapped(device.where):
             return 0, int(pynvml.nvmlDeviceGetMaxClockInfo(device.handle, pynvml.NVML_CLOCK_SM))
     return lowest.value, highest.value

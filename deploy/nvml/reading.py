@@ -60,10 +60,12 @@ def read_device(device: Device, time_s: float) -> GpuReading:
 
 def _powers_mw(told: Callable[..., Any]) -> tuple[float | None, float | None]:
     """Power now and averaged, of the first scope that answers; the oldest call of NVML where no scope does."""
-    asked = [(field, scope) for scope in SCOPES for field in POWERS]
-    values = [_value(field) for field in told(pynvml.nvmlDeviceGetFieldValues, asked) or ()]
-    pairs = list(zip(values[::2], values[1::2], strict=True))
-    instant, mean = next((pair for pair in pairs if pair != (None, None)), (None, None))
+    instant = mean = None
+    for scope in SCOPES:
+        fields = told(pynvml.nvmlDeviceGetFieldValues, [(field, scope) for field in POWERS])
+        instant, mean = map(_value, fields) if fields else (None, None)
+        if instant is not None or mean is not None:
+            break
     return instant, told(pynvml.nvmlDeviceGetPowerUsage) if mean is None else mean
 
 
