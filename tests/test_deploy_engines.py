@@ -302,6 +302,7 @@ def test_a_server_sleeps_and_wakes(servers: EmulatedServers, level: int) -> None
     assert request.generated == 50, "it drains"
     assert server.is_asleep and source.read().asleep
     ahead(servers, server.wake, SERVING)
+    assert fetch(url + "/collective_rpc", 5.0, "POST", body=b'{"method": "run"}')[0] == 400
     assert not server.is_asleep and not source.read().asleep
     server.load("Qwen3-32B")  # nobody launches anything
     server.stop()

@@ -20,7 +20,7 @@ def fetch(
 
     Args:
         url: What to ask.
-        timeout_s: Time for all of it, seconds.
+        timeout_s: Time for all of it, seconds; only headers that trickle in may take longer.
         method: HTTP method.
         max_bytes: Length of the answer at most.
         body: What to send along, JSON.

@@ -59,6 +59,7 @@ class VllmServer:
         self._ask("wake_up?tags=weights")
         self._ask("collective_rpc", body=b'{"method": "reload_weights"}')
         self._ask("wake_up?tags=kv_cache")
+        self._ask("reset_prefix_cache")  # what it remembers of prefixes was of the cache that it has dropped
 
     def load(self, model: str) -> None:
         """Starts a server for a model, see :meth:`Launcher.load`; nothing without a launcher."""

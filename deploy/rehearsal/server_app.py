@@ -64,6 +64,7 @@ class ServerApp:
                 self._route("/wake_up", self._wake, "POST"),
                 self._route("/is_sleeping", self._is_sleeping),
                 self._route("/collective_rpc", self._reload, "POST"),
+                self._route("/reset_prefix_cache", self._health, "POST"),
             ]
         )
 
