@@ -75,6 +75,7 @@ DEPLOY_PARTS: dict[str, type[BaseModel]] = {
     "gateway.limits": LimitSpec,
     "gateway.queue": QueueSpec,
     "gateway.health": HealthSpec,
+    "gateway.slo.NAME": SloSpec,
     "keeper": KeeperConfig,
     "limits": LimitsConfig,
     "limits.budget_w, site.NAME": SourceSpec,
@@ -149,7 +150,8 @@ def reference_page() -> str:
         *_deploy_verbs(),
         "",
         "TOML with these keys; relative paths start at the folder of the file. The gateway's backends are the slots, "
-        "and its SLO classes the scenario's, unless it says otherwise.",
+        "and its SLO classes the scenario's, unless it says otherwise. `python -m llmcluster.deploy.gateway` reads the "
+        "gateway's keys from a file of its own, too, and then needs all of them.",
         "",
         *_keys(DEPLOY_PARTS),
         "## Catalogue",

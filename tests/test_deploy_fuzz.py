@@ -23,8 +23,8 @@ from llmcluster.tests.backends import ADMIN, MODEL, Server, bearer, call, gatewa
 from llmcluster.tests.conftest import Tiny
 from llmcluster.tests.test_deploy_sidecar import OBSERVED
 
-FEW, MANY = 60, 2500
-"""Cases of each of the four hunts: 240 in the default suite, 10,000 in the slow one."""
+FEW, MANY = 100, 2500
+"""Cases of each of the four hunts: 400 in the default suite, 10,000 in the slow one."""
 
 sizes = pytest.mark.parametrize("cases", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
 
@@ -93,7 +93,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     tokens.write_text(ADMIN)
     with ExitStack() as stack:
         (server,) = stack.enter_context(servers("a"))
-        bounds = {"health": {"interval_s": 0.2, "unhealthy_after": 10**9}, "limits": {"body_bytes": 4096}}
+        limits = {"path_bytes": 64, "header_bytes": 1024, "body_bytes": 4096}
+        bounds = {"health": {"interval_s": 0.2, "unhealthy_after": 10**9}, "limits": limits}
         url = stack.enter_context(gateway_over([server], admin_tokens=tokens, **bounds))
         yield Place(url, server, HttpGatewayClient(url, ADMIN))
 
@@ -140,7 +141,7 @@ def test_bytes_of_all_sorts(place: Place, cases: int) -> None:
                 *(b"CONNECT a:1 HTTP/1.1\r\n", b"host: a\r\n", b"content-type: application/json\r\n", b"\r\n"),
                 *(b"content-length: 5\r\n", b"content-length: -1\r\n", b"content-length: 99999999999999999999\r\n"),
                 *(b"transfer-encoding: chunked\r\n", b"5\r\nhello\r\n0\r\n\r\n", b"expect: 100-continue\r\n"),
-                *(b"upgrade: websocket\r\nconnection: upgrade\r\n", b"x: " + b"y" * 40_000, b"GET /" + b"x" * 3000),
+                *(b"upgrade: websocket\r\nconnection: upgrade\r\n", b"x: " + b"y" * 1100, b"GET /" + b"x" * 100),
                 *(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
             ]
         ),

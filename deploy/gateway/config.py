@@ -49,7 +49,9 @@ class TimeoutSpec(Spec):
     body_s: float = Field(default=30.0, gt=0, description="For the body of a client's request.")
     connect_s: float = Field(default=2.0, gt=0, description="For a connection to a backend.")
     first_byte_s: float = Field(default=300.0, gt=0, description="For the first byte of a backend's answer.")
-    between_chunks_s: float = Field(default=60.0, gt=0, description="Between two chunks of an answer.")
+    between_chunks_s: float = Field(
+        default=60.0, gt=0, description="Between two chunks of an answer, of which the client has to take the first."
+    )
     total_s: float = Field(default=1800.0, gt=0, description="For the whole answer, retries included.")
     drain_s: float = Field(default=30.0, gt=0, description="For requests under way when the gateway is told to end.")
 
@@ -101,10 +103,10 @@ class GatewayConfig(Spec):
     retries: int = Field(default=2, ge=0, description="Attempts elsewhere at most, before the first byte.")
     prefix_tokens: int = Field(default=64, ge=1, description="Prompt tokens to a unit of the router prefix-affinity.")
     prefix_units: int = Field(default=65_536, ge=1, description="Units per backend that it remembers.")
-    timeouts: TimeoutSpec = TimeoutSpec()
-    limits: LimitSpec = LimitSpec()
-    queue: QueueSpec = QueueSpec()
-    health: HealthSpec = HealthSpec()
+    timeouts: TimeoutSpec = Field(default=TimeoutSpec(), description="How long it waits.")
+    limits: LimitSpec = Field(default=LimitSpec(), description="What it refuses for its size.")
+    queue: QueueSpec = Field(default=QueueSpec(), description="Where requests wait that no backend has room for.")
+    health: HealthSpec = Field(default=HealthSpec(), description="How it finds out which backends answer.")
 
     @model_validator(mode="after")
     def _backends_differ(self) -> GatewayConfig:
