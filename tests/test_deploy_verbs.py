@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from llmcluster.deploy.rehearsal.live import SCENARIO
 from llmcluster.deploy.rehearsal.stage import Stage
 
 Call = Callable[..., tuple[int, str, str]]
+CLI = (sys.executable, "-m", "llmcluster.experiments.cli")
 VERBS = ("init", "run", "status", "restore", "record", "gateway", "keeper", "sidecar", "rehearse")
 DOCS = Path(llmcluster.__file__).parent / "docs"
 
@@ -102,6 +105,8 @@ def test_status_restore_and_record_over_emulated_gpus(call: Call, stage: Stage, 
     assert all(len(Path(file).read_text().splitlines()) > 2 for file in files)
 
     stage.kill("keeper")
+    keeper = [*CLI, "deploy", "keeper", "--config", str(config), "--restore"]
+    assert subprocess.run(keeper, check=False, env={**os.environ, **stage.gpus.environment()}).returncode == 0
     code, _, err = call("deploy", "restore", "--config", config)
     assert code == 1
     assert "keeper" in err
@@ -118,3 +123,14 @@ def test_a_dry_run_of_some_seconds_reports(call: Call, stage: Stage) -> None:
     assert json.loads(out) == {"applied": False, "decisions": 2, "fallbacks": {}, "late": 0}
     assert [line["by"] for line in stage.lines("decision")] == ["agent"] * 2
     assert stage.limits_w() == [700.0] * 8
+
+
+def test_gateway_and_sidecar_run_until_they_are_told_to_end(stage: Stage) -> None:
+    stage.configure(gateway={"port": 0})
+    for words in (("gateway", "--config", str(stage.config)), ("sidecar", "--agent", "uniform-cap", "--port", "0")):
+        process = subprocess.Popen([*CLI, "deploy", *words], stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        assert any("startup complete" in line for line in process.stderr)
+        process.terminate()
+        assert process.wait(30) in (0, -signal.SIGTERM)
+        process.stderr.close()

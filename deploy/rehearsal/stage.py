@@ -159,10 +159,16 @@ class Stage:
         self._start("loop", [*self._loop, "deploy", "run", f"--config={self.config}", f"--agent={agent}", *options])
         self.until(lambda: len(self.lines("decision")) > before, "the loop to decide")
 
-    def stop(self, name: str) -> int:
-        """Asks a process to end, and waits until it has; gives its exit code."""
+    def stop(self, name: str, meanwhile: Callable[[], object] = lambda: None) -> int:
+        """Asks a process to end, and waits until it has; gives its exit code.
+
+        Args:
+            name: Which one.
+            meanwhile: Done before waiting.
+        """
         process = self.processes.pop(name)
         process.terminate()
+        meanwhile()
         try:
             return process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
