@@ -83,7 +83,7 @@ def test_no_request_is_lost_the_budget_is_kept_and_kill_9_restores_limits(stage:
         stage.until(lambda: len(stage.lines("decision")) > decisions + 1, "more decisions")
 
         held = budget_kept(stage)
-        assert held.seconds >= 1
+        assert held.seconds >= seconds - 2
         assert held.over == 0
         assert held.highest_share > 0.3
         assert {line["by"] for line in stage.lines("decision")} == {"agent"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-import time
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -114,18 +114,19 @@ def traffic(stage: Stage, duration_s: float, seed: int) -> RequestTable:
 
 
 def budget_kept(stage: Stage) -> Held:
-    """Holds the true power of every second against the budget of the decision before it."""
+    """Holds the true power of every second against the budget of the decisions before it.
+
+    Of decisions that have only just been made, the highest budget counts: their limits may not be in force yet.
+    """
     decisions = stage.lines("decision")
-    power_w = stage.power_w()
-    now_s = time.monotonic()
-    over, seconds, highest = 0, 0, 0.0
-    ends_s = [line["monotonic_s"] for line in decisions[1:]] + [now_s]
-    for decision, end_s in zip(decisions, ends_s, strict=True):
-        first = stage.second_at(decision["monotonic_s"] + SETTLES_S)
-        for watts in power_w[first : stage.second_at(end_s)]:
-            share = watts / decision["budget_w"]
-            seconds, over, highest = seconds + 1, over + (share > 1 + MARGIN), max(highest, share)
-    return Held(seconds, over, highest)
+    times_s, budgets_w = ([line[name] for line in decisions] for name in ("monotonic_s", "budget_w"))
+    shares = []
+    for second, watts in enumerate(stage.power_w()):
+        start_s = stage.time_of(second)
+        settled, latest = bisect_right(times_s, start_s - SETTLES_S), bisect_right(times_s, start_s + 1.0)
+        if settled:
+            shares.append(watts / max(budgets_w[settled - 1 : latest]))
+    return Held(len(shares), sum(share > 1 + MARGIN for share in shares), max(shares, default=0.0))
 
 
 def read_back(stage: Stage) -> float:

@@ -230,9 +230,9 @@ class Stage:
         joules = self.servers.call(lambda: self.machine.cluster.history.column("energy_j").sum(axis=1))
         return [float(watts) for watts in np.asarray(joules)]
 
-    def second_at(self, monotonic_s: float) -> int:
-        """The simulator's second at a time of ``time.monotonic``."""
-        return max(int(monotonic_s - self._began_s), 0)
+    def time_of(self, second: int) -> float:
+        """When a second of the simulator began, by ``time.monotonic``."""
+        return self._began_s + second
 
     def metrics(self) -> str:
         """What the loop exports."""
