@@ -66,6 +66,8 @@ class Metered:
             known = ", ".join(READ)
             raise InputError(identity, f"reads {missing[0]}, which is not metered here", f"Train it on some of {known}")
         self.forecaster, self.identity = forecaster, identity
+        columns = [READ.index(name) for name in forecaster.covariates]
+        self._columns = slice(None) if forecaster.covariates == READ else columns
         self._scale_w = scales_w(fleet)
 
     def reset(self, plant: Plant) -> F64:
@@ -75,8 +77,8 @@ class Metered:
 
     def forecast(self, plant: Plant, now: Telemetry) -> F64:
         """See :class:`Perception`; a slot that has never been read is forecast to draw nothing."""
-        names = self.forecaster.covariates
-        watts = self.forecaster.update(power_w(now), readings(now) if names else None)
+        beside = readings(now)[:, self._columns] if self.forecaster.covariates else None
+        watts = self.forecaster.update(power_w(now), beside)
         return np.where(np.isnan(watts), 0.0, watts)
 
     def save_state(self) -> dict[str, Any]:
@@ -169,29 +171,31 @@ def power_w(now: Telemetry) -> F64:
     return watts
 
 
-def readings(now: Telemetry) -> dict[str, F64]:
-    """What else is known at the end of a tick, (R + 1,) by the names of :data:`READ`.
+def readings(now: Telemetry) -> F64:
+    """What else is known at the end of a tick, (R + 1, K), a column for each of :data:`READ`.
 
     The whole is told as its average slot, so that its figures are alike in clusters of any size.
     """
     slots = len(now.cap_w)
-    shared = np.array([now.arrivals_per_s, now.arriving_tokens_per_s, now.budget_w[0], now.budget_w[-1]]) / slots
     own = (
         *(now.running, now.waiting, now.prompt_tokens_per_s, now.output_tokens_per_s, now.cap_w, now.temperature_c),
         *(now.kv_used, now.status == SERVING, now.status == SLEEPING, now.ready_in_s, now.route_weight),
     )
-    told = np.ones((len(READ), slots + 1))
-    told[: len(own), :-1] = own
-    told[: len(own), -1] = told[: len(own), :-1].sum(axis=1) / slots
-    told[len(own) : -1] = shared[:, None]
+    shared = (now.arrivals_per_s, now.arriving_tokens_per_s, now.budget_w[0], now.budget_w[-1])
+    told = np.ones((slots + 1, len(READ)))
+    for column, values in enumerate(own):
+        told[:-1, column] = values
+    told[-1, : len(own)] = told[:-1, : len(own)].sum(axis=0) / slots
+    for column, value in enumerate(shared, len(own)):
+        told[:, column] = value / slots
     told[-1, -1] = slots
-    return dict(zip(READ, told, strict=True))
+    return told
 
 
 def covariates(now: Telemetry) -> dict[str, F64]:
     """The same as rows of the seconds of a tick, (n, R + 1): :func:`readings` belong to its last second."""
     found = {}
-    for name, values in readings(now).items():
+    for name, values in zip(READ, readings(now).T, strict=True):
         found[name] = np.full((len(now.power_w), len(values)), np.nan)
         found[name][-1] = values
     return found

@@ -63,7 +63,7 @@ class Recipe:
     scenarios: tuple[str, ...] = ("default", "power-budget", "flash-crowd", "mixed-fleet", "azure-chat")
     agents: tuple[str, ...] = ("least-outstanding", "follow-load", "uniform-cap")
     more_agents: tuple[str, ...] = (RANDOM_CAPS,)
-    episodes: int = 10
+    episodes: int = 20
     validation: int = 1
     calibration: int = 4
     tests: int = 3
@@ -71,7 +71,7 @@ class Recipe:
     seeds: tuple[int, ...] = (0,)
     settings: TrainSettings = field(
         default_factory=lambda: TrainSettings(
-            hidden=24, epochs=40, patience=10, batch=64, window_s=900, stride_s=10, learning_rate=4e-3
+            hidden=32, epochs=20, patience=10, batch=64, window_s=900, stride_s=10, learning_rate=6e-3, blind=0.2
         )
     )
     families: tuple[str, ...] = tuple(LEARNED)

@@ -27,12 +27,12 @@ from .fidelity.page import Result, page
 from .fidelity.plots import plot
 from .fidelity.registry import SOURCES, load
 from .fidelity.source import Row, Source
-from .fidelity.sources.mlenergy_sensitivity import VARIANTS, sensitivity
+from .fidelity.sources.mlenergy_sensitivity import ONCE, VARIANTS, sensitivity, sent_once
 from .fidelity.validate import read, validate
 from .output import announce_compilation, progress_bar
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGE, MISSES, FIGURES = "fidelity.md", "fidelity-misses.md", "figures"
+PAGE, MISSES, PRIORS, FIGURES = "fidelity.md", "fidelity-misses.md", "fidelity-priors.md", "figures"
 SEED = 0
 SERVING = "mlenergy"
 """The source with many models on more than one GPU."""
@@ -44,19 +44,19 @@ def write_fidelity(documents: Sequence[Document], data: Path, docs: Path) -> Pat
     Args:
         documents: Sources with their files and targets; those without a reader are passed over.
         data: Folder of the measured data.
-        docs: Folder of the page, which holds the hand-written text on misses.
+        docs: Folder of the page, which holds the hand-written text on misses, and what ``write_priors`` wrote.
 
     Returns:
         The page.
     """
-    misses = (docs / MISSES).read_text(encoding="utf-8")
+    misses, priors = ((docs / name).read_text(encoding="utf-8") for name in (MISSES, PRIORS))
     (docs / FIGURES).mkdir(exist_ok=True)
     with progress_bar() as progress:
         results = [_result(one, data, docs, progress) for one in documents if one.source in SOURCES]
         expected = _expected(results, progress)
         sensitive = _sensitive(results, progress)
     with whole(docs / PAGE) as partial:
-        partial.write_text(page(results, misses, expected, sensitive), encoding="utf-8")
+        partial.write_text(page(results, misses, priors, expected, sensitive), encoding="utf-8")
     return docs / PAGE
 
 
@@ -75,13 +75,16 @@ def _expected(results: Sequence[Result], progress: Progress) -> Mapping[Level, M
 
 
 def _sensitive(results: Sequence[Result], progress: Progress) -> Mapping[str, Mapping[str, tuple[float, float]]]:
-    """What hangs on the lengths that are assumed of the serving runs, for models where nothing else is in doubt."""
+    """What hangs on what is assumed of the serving runs: lengths for models where nothing else is in doubt, repeats."""
     serving = next((one for one in results if one.document.source == SERVING), None)
     if serving is None:
         return {}
     rows = [row for row in serving.validation.comparison.rows if _is_plain(row)]
-    task = progress.add_task("with other lengths", total=len(VARIANTS))
-    return sensitivity(rows, Catalog.builtin(), SEED, lambda done: progress.update(task, completed=done))
+    task = progress.add_task("with other requests", total=len(VARIANTS) + 1)
+    table = sensitivity(rows, Catalog.builtin(), SEED, lambda done: progress.update(task, completed=done))
+    table[ONCE] = sent_once(serving.validation.comparison.rows, Catalog.builtin(), SEED)
+    progress.update(task, completed=len(VARIANTS) + 1)
+    return table
 
 
 def _is_plain(row: Row) -> bool:

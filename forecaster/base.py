@@ -16,6 +16,10 @@ QUANTILES = (0.1, 0.5, 0.9)
 SHAPE = (len(TARGETS), len(QUANTILES))
 
 
+Covariates = Mapping[str, NDArray[np.float64]] | NDArray[np.float64]
+"""What is known beside power: by name, or as they are at the last sample, (series, K), in the order that is read."""
+
+
 class Forecaster(Protocol):
     """A stateful forecaster of several series at once.
 
@@ -28,14 +32,13 @@ class Forecaster(Protocol):
     def reset(self, series: int, scale_w: NDArray[np.float64] | None = None) -> None:
         """Forgets everything; from now on there are ``series`` series, of these scales in watts."""
 
-    def update(
-        self, power_w: NDArray[np.float64], covariates: Mapping[str, NDArray[np.float64]] | None = None
-    ) -> NDArray[np.float64]:
+    def update(self, power_w: NDArray[np.float64], covariates: Covariates | None = None) -> NDArray[np.float64]:
         """Takes the newest samples and forecasts.
 
         Args:
             power_w: Metered power, watts, (n, series): one row per second since the last call, oldest first.
-            covariates: Those of ``self.covariates``, in the same shape; ``nan`` where nothing new is known.
+            covariates: Those of ``self.covariates`` by name, in the same shape; or as a matrix, as they are at the last
+                sample, which is quicker. ``nan`` where nothing new is known.
 
         Returns:
             Watts, (series, 4, 3): targets by quantiles, in the order of :data:`TARGETS` and :data:`QUANTILES`.

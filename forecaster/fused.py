@@ -30,9 +30,10 @@ class Packed(NamedTuple):
         enter_bias: (3 H,).
         recur: Hidden state to gates, (H, 3 H).
         recur_bias: (3 H,).
-        head: Hidden state to heads, (H, 12).
-        through: Inputs to heads, (F, 12).
-        head_bias: (12,).
+        head: Hidden state to heads, and to the layer before them, (H, 12 + H).
+        through: Inputs to the same, (F, 12 + H).
+        head_bias: (12 + H,).
+        bend: That layer to heads, (H, 12).
         share: Levels to medians, (4, 5).
         widen: What calibration adds on each side, by kind of channel, (kinds, 4).
         summed: Which covariate tells the kinds apart, (1,).
@@ -49,6 +50,7 @@ class Packed(NamedTuple):
     head: Floats
     through: Floats
     head_bias: Floats
+    bend: Floats
     share: Floats
     widen: Floats
     summed: NDArray[np.int64]
@@ -131,10 +133,16 @@ def _see(c: int, state: State, packed: Packed) -> None:
 
 @compiled
 def _add(x: Floats, rows: Floats, out: Floats) -> None:
-    """Adds ``x @ rows``, a row at a time, which the compiler turns into vectors."""
-    for i in range(len(rows)):
-        for j in range(len(out)):
-            out[j] += x[i] * rows[i, j]
+    """Adds ``x @ rows`` of all channels, so that the rows stay at hand; four at a time, so that the sums do, too."""
+    fours = len(rows) // 4 * 4
+    for c in range(len(x)):
+        for i in range(0, fours, 4):
+            a, b, u, v = x[c, i], x[c, i + 1], x[c, i + 2], x[c, i + 3]
+            for j in range(out.shape[1]):
+                out[c, j] += (a * rows[i, j] + b * rows[i + 1, j]) + (u * rows[i + 2, j] + v * rows[i + 3, j])
+        for i in range(fours, len(rows)):
+            for j in range(out.shape[1]):
+                out[c, j] += x[c, i] * rows[i, j]
 
 
 @compiled
@@ -153,37 +161,68 @@ def _exp(x: float) -> float:
 
 
 @compiled
-def _gates(hidden: Floats, new: Floats, old: Floats) -> None:
-    """Moves a hidden state on, (H,)."""
-    size = len(hidden)
-    for i in range(size):
-        reset = 1.0 / (1.0 + _exp(-new[i] - old[i]))
-        update = 1.0 / (1.0 + _exp(-new[size + i] - old[size + i]))
-        candidate = 1.0 - 2.0 / (1.0 + _exp(2.0 * (new[2 * size + i] + reset * old[2 * size + i])))
-        hidden[i] = candidate + update * (hidden[i] - candidate)
+def _move(state: State, packed: Packed) -> None:
+    """Moves the hidden states on."""
+    size = state.hidden.shape[1]
+    new, old = np.empty((len(state.hidden), 3 * size)), np.empty((len(state.hidden), 3 * size))
+    new[:], old[:] = packed.enter_bias, packed.recur_bias
+    _add(state.seen, packed.enter, new)
+    _add(state.hidden, packed.recur, old)
+    for c in range(len(state.hidden)):
+        for i in range(size):
+            reset = 1.0 / (1.0 + _exp(-new[c, i] - old[c, i]))
+            update = 1.0 / (1.0 + _exp(-new[c, size + i] - old[c, size + i]))
+            candidate = 1.0 - 2.0 / (1.0 + _exp(2.0 * (new[c, 2 * size + i] + reset * old[c, 2 * size + i])))
+            state.hidden[c, i] = candidate + update * (state.hidden[c, i] - candidate)
 
 
 @compiled
 def _softplus(x: float) -> float:
-    """log(1 + exp(x)) without overflow."""
-    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+    """log(1 + exp(x)), to ten digits, without branches as :func:`_exp`.
+
+    log(1 + y) is 2 artanh(y / (2 + y)), and that is its Taylor series: y is at most 1.
+    """
+    y = _exp(-abs(x))
+    z = y / (2.0 + y)
+    s = z * z
+    series = 1 / 13 + s * (1 / 15 + s * (1 / 17 + s * (1 / 19 + s / 21)))
+    series = 1.0 + s * (1 / 3 + s * (1 / 5 + s * (1 / 7 + s * (1 / 9 + s * (1 / 11 + s * series)))))
+    return max(x, 0.0) + 2.0 * z * series
 
 
 @compiled
-def _say(heads: Floats, levels: Floats, scale_w: float, kind: int, packed: Packed, out: Floats) -> None:
-    """Calibrated quantiles of a channel, watts, (4, 3)."""
+def _heads(state: State, packed: Packed) -> Floats:
+    """Heads of all channels, (C, 12), by way of the layer before them."""
+    channels, size = len(state.hidden), packed.bend.shape[1]
+    both = np.empty((channels, len(packed.head_bias)))
+    both[:] = packed.head_bias
+    _add(state.hidden, packed.head, both)
+    _add(state.seen, packed.through, both)
+    heads, bent = both[:, :size].copy(), both[:, size:].copy()
+    _add(np.maximum(bent, 0.0), packed.bend, heads)
+    return heads
+
+
+@compiled
+def _say(heads: Floats, state: State, scale_w: Floats, packed: Packed, out: Floats) -> None:
+    """Calibrated quantiles of all channels, watts, (C, 4, 3), from their heads, (C, 12)."""
     mean, deviation, _, lowest = packed.scaling
-    for t in range(len(packed.share)):
-        middle = heads[3 * t]
-        for i in range(len(levels)):
-            middle += packed.share[t, i] * levels[i]
-        widen = packed.widen[kind, t] / deviation
-        below = max(_softplus(heads[3 * t + 1]) + widen, 0.0)
-        above = max(_softplus(heads[3 * t + 2]) + widen, 0.0)
-        out[t, 0], out[t, 1], out[t, 2] = middle - below, middle, middle + above
-    for t in range(len(packed.share)):
-        for q in range(3):
-            out[t, q] = max(out[t, q] * deviation + mean, lowest) * scale_w
+    widths = heads.copy()
+    flat = widths.reshape(-1)
+    for i in range(len(flat)):  # of all channels at once: of short loops no vectors are made
+        flat[i] = _softplus(flat[i])
+    for c in range(len(heads)):
+        kind = 1 if len(packed.widen) > 1 and state.held[c, packed.summed[0]] > 1 else 0
+        for t in range(len(packed.share)):
+            middle = heads[c, 3 * t]
+            for i in range(packed.share.shape[1]):
+                middle += packed.share[t, i] * state.levels[c, i]
+            widen = packed.widen[kind, t] / deviation
+            below, above = max(widths[c, 3 * t + 1] + widen, 0.0), max(widths[c, 3 * t + 2] + widen, 0.0)
+            out[c, t, 0], out[c, t, 1], out[c, t, 2] = middle - below, middle, middle + above
+            for q in range(3):
+                watts = max(out[c, t, q] * deviation + mean, lowest) * scale_w[c]
+                out[c, t, q] = watts if state.begun[c] else math.nan
 
 
 @compiled
@@ -201,29 +240,17 @@ def steps(
         stride: Seconds from one step of the hidden state to the next.
         out: Quantiles, watts, after the last sample or after each, (1 or n, C, 4, 3); changed.
     """
-    heads = np.empty(len(packed.head_bias))
-    new, old = np.empty(len(packed.enter_bias)), np.empty(len(packed.enter_bias))
-    before, count = int(state.seconds[0]), len(samples)
-    for c in range(samples.shape[1]):
-        first = 0
-        while first < count:  # to the next step of the hidden state, or the next forecast
-            last = min(first + stride - (before + first) % stride, max(count - len(out), first) + 1)
-            last = min(last, count)
+    before, count, first = int(state.seconds[0]), len(samples), 0
+    while first < count:  # to the next step of the hidden state, or the next forecast
+        last = min(first + stride - (before + first) % stride, max(count - len(out), first) + 1)
+        last = min(last, count)
+        for c in range(samples.shape[1]):
             _take(c, first, last, samples, inputs, scale_w[c], state, packed)
             _see(c, state, packed)
-            if (before + last) % stride == 0:
-                new[:], old[:] = packed.enter_bias, packed.recur_bias
-                _add(state.seen[c], packed.enter, new)
-                _add(state.hidden[c], packed.recur, old)
-                _gates(state.hidden[c], new, old)
-            said = last - 1 - count + len(out)
-            if said >= 0 and state.begun[c]:
-                heads[:] = packed.head_bias
-                _add(state.hidden[c], packed.head, heads)
-                _add(state.seen[c], packed.through, heads)
-                kind = 1 if len(packed.widen) > 1 and state.held[c, packed.summed[0]] > 1 else 0
-                _say(heads, state.levels[c], scale_w[c], kind, packed, out[said, c])
-            elif said >= 0:
-                out[said, c] = math.nan
-            first = last
+        if (before + last) % stride == 0:
+            _move(state, packed)
+        said = last - 1 - count + len(out)
+        if said >= 0:
+            _say(_heads(state, packed), state, scale_w, packed, out[said])
+        first = last
     state.seconds[0] += count

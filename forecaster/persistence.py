@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import SHAPE
+from .base import SHAPE, Covariates
 
 _NORMAL_80 = 1.2815515655446004
 """0.9 quantile of the standard normal distribution."""
@@ -33,9 +32,7 @@ class Persistence:
         self._square = np.zeros(series)
         self._updates = 0
 
-    def update(
-        self, power_w: NDArray[np.float64], covariates: Mapping[str, NDArray[np.float64]] | None = None
-    ) -> NDArray[np.float64]:
+    def update(self, power_w: NDArray[np.float64], covariates: Covariates | None = None) -> NDArray[np.float64]:
         """Forecasts watts, (series, 4, 3); see :class:`Forecaster`."""
         level = power_w.mean(axis=0)
         if self._updates == 1:
@@ -65,9 +62,7 @@ class NoForecast:
     def reset(self, series: int, scale_w: NDArray[np.float64] | None = None) -> None:
         """Keeps nothing; see :class:`Forecaster`."""
 
-    def update(
-        self, power_w: NDArray[np.float64], covariates: Mapping[str, NDArray[np.float64]] | None = None
-    ) -> NDArray[np.float64]:
+    def update(self, power_w: NDArray[np.float64], covariates: Covariates | None = None) -> NDArray[np.float64]:
         """Zeros, (series, 4, 3)."""
         return np.zeros((power_w.shape[1], *SHAPE))
 

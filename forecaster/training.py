@@ -20,7 +20,9 @@ from ..errors import InputError
 from ..files import whole
 from .base import QUANTILES
 from .frames import FIT, VALIDATION, Floats, Frame
+from .models.learned import LEVELS
 from .networks.network import Network
+from .telemetry import GROUPS
 
 if TYPE_CHECKING:
     from .models.learned import Learned
@@ -33,6 +35,8 @@ TOGETHER = 8
 WARM_UP_S = 32
 """Seconds at the beginning of a window that only serve as history."""
 LONGEST_GRADIENT = 1.0
+PATIENT_STEPS = 40
+"""Steps without a better validation that are waited for at least: a pass over a short series is a single one."""
 
 
 def train(model: Learned, frames: Sequence[Frame], views: Views, rng: np.random.Generator) -> dict[str, Floats]:
@@ -62,7 +66,8 @@ def train(model: Learned, frames: Sequence[Frame], views: Views, rng: np.random.
     run.resume()
     validation = _Windows(frames, views, model, VALIDATION, device)
     with _one_thread():
-        while run.epoch < settings.epochs and run.stale < settings.patience:
+        patience = max(settings.patience, -(-PATIENT_STEPS // run.windows.steps))
+        while run.epoch < settings.epochs and run.stale < patience:
             run.pass_once()
             run.validate(validation.loss(network))
             if model.progress is not None:
@@ -101,16 +106,19 @@ class _Windows:
         self._series: list[tuple[Tensor, Tensor, Tensor]] = []
         self._starts: list[tuple[int, int, int]] = []
         self._length, self._stride = model.settings.window_s, model.settings.stride_s
+        self._batch, self._blind = model.settings.batch, model.settings.blind
+        read = [[LEVELS + model.covariates.index(n) for n in names if n in model.covariates] for names in GROUPS]
+        self._groups = [columns for columns in read if columns]
         mean, deviation = model.weights["power_mean"], model.weights["power_deviation"]
         for frame, (inputs, levels) in zip(frames, views, strict=True):
             rows = frame.rows(part)
+            seconds = np.flatnonzero(rows.any(axis=1))
+            if not len(seconds):
+                continue
             truth = np.where(rows[..., None], (frame.truth - mean) / deviation, np.nan)
             series = (inputs, levels, truth)
             index = len(self._series)
             self._series.append(tuple(torch.tensor(x, dtype=torch.float32, device=device) for x in series))  # type: ignore[arg-type]
-            seconds = np.flatnonzero(rows.any(axis=1))
-            if not len(seconds):
-                continue
             begin, end = max(int(seconds[0]) - WARM_UP_S, 0), int(seconds[-1]) + 1
             stride = self._length // 2
             for start in range(begin, max(end - self._length, begin) + stride, stride):
@@ -125,10 +133,27 @@ class _Windows:
                 hashed.update(values.cpu().numpy().tobytes())
         return hashed.hexdigest()
 
-    def batches(self, size: int, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    @property
+    def steps(self) -> int:
+        """Batches of a pass."""
+        return -(-len(self._starts) // self._batch)
+
+    def batches(self, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Inputs, levels and truth of windows in random order, each begun a little later or earlier than last time."""
-        for chosen in np.array_split(rng.permutation(len(self._starts)), -(-len(self._starts) // size)):
-            yield self._gathered(chosen, rng.integers(0, self._length // 2, len(chosen)))
+        for chosen in np.array_split(rng.permutation(len(self._starts)), self.steps):
+            inputs, levels, truth = self._gathered(chosen, rng.integers(0, self._length // 2, len(chosen)))
+            if self._blind > 0 and self._groups:
+                inputs = inputs * self._seen(inputs, rng)
+            yield inputs, levels, truth
+
+    def _seen(self, inputs: Tensor, rng: np.random.Generator) -> Tensor:
+        """1 where a window sees an input, 0, as if it had never been read, where not; (B, 1, F)."""
+        seen = np.ones((len(inputs), 1, inputs.shape[-1]), np.float32)
+        for window in np.flatnonzero(rng.random(len(inputs)) < self._blind):
+            order = rng.permutation(len(self._groups))
+            for group in order[: rng.integers(len(order)) + 1]:
+                seen[window, 0, self._groups[group]] = 0.0
+        return torch.from_numpy(seen).to(inputs.device)
 
     def _gathered(self, chosen: NDArray[np.int64], later: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
         rows: list[list[Tensor]] = [[], [], []]
@@ -155,9 +180,8 @@ class _Windows:
         """Mean pinball loss over whole series, in deviations of training."""
         total, count = 0.0, 0
         network.eval()
-        judged = [series for series in self._series if not torch.isnan(series[2]).all()]
-        judged.sort(key=lambda series: len(series[0]))
-        for _, alike in groupby(judged, key=lambda series: len(series[0])):
+        by_length = sorted(self._series, key=lambda series: len(series[0]))
+        for _, alike in groupby(by_length, key=lambda series: len(series[0])):
             group = list(alike)
             for first in range(0, len(group), TOGETHER):
                 some = group[first : first + TOGETHER]
@@ -194,7 +218,7 @@ class _Run:
         self.network.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * 0.5 * (1 + np.cos(np.pi * self.epoch / self.settings.epochs))
-        for inputs, levels, truth in self.windows.batches(self.settings.batch, rng):
+        for inputs, levels, truth in self.windows.batches(rng):
             # Forecasts of neighbouring seconds say much the same: one in each stride is enough, another one each time.
             judged = slice(int(rng.integers(self.settings.stride_s)), None, self.settings.stride_s)
             if torch.isnan(truth[:, judged]).all():

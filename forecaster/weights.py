@@ -15,7 +15,7 @@ from .models import MODELS, Model, make_model
 from .telemetry import COVARIATES
 
 KEY = "llmcluster"
-FORMAT = "llmcluster-forecaster-1"
+FORMAT = "llmcluster-forecaster-2"
 MAX_BYTES = 64 << 20
 """Larger than any model of power; what is larger is not read."""
 MAX_HEADER_BYTES = 1 << 20

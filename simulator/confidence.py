@@ -33,11 +33,13 @@ class Expected:
         itl: Of the median inter-token latency.
         power: Of the mean power of the GPUs.
         rows: Measured rows that they are the medians of.
+        gpus: The GPUs of those rows, which may lack the one that is asked about.
     """
 
     itl: float
     power: float
     rows: int
+    gpus: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,12 @@ class Confidence:
     Attributes:
         level: The kind of backing.
         expected: How far off they are to be expected.
+        gpu: The GPU that was asked about.
     """
 
     level: Level
     expected: Expected
+    gpu: str
 
     @property
     def calibrated(self) -> bool:
@@ -60,7 +64,9 @@ class Confidence:
     def __str__(self) -> str:
         """One line for people."""
         errors = f"expect {self.expected.itl:.0%} of ITL and {self.expected.power:.0%} of power"
-        return f"{MEANING[self.level]}; {errors} (medians over {self.expected.rows} measured rows)"
+        rows = f"medians over {self.expected.rows} measured rows on {' and '.join(self.expected.gpus)}"
+        rows += "" if self.gpu in self.expected.gpus else f", none on {self.gpu}"
+        return f"{MEANING[self.level]}; {errors} ({rows})"
 
 
 def confidence(catalog: Catalog, model: str, gpu: str, tp: int = 1, pp: int = 1, ep: bool = False) -> Confidence:
@@ -90,11 +96,13 @@ def confidence(catalog: Catalog, model: str, gpu: str, tp: int = 1, pp: int = 1,
         level = "fitted"
     else:
         level = "shared"
-    return Confidence(level, expected_errors()[level])
+    return Confidence(level, expected_errors()[level], card.name)
 
 
 @cache
 def expected_errors() -> MappingProxyType[Level, Expected]:
     """The errors of every level."""
     tables = read_toml(EXPECTED_ERRORS)
-    return MappingProxyType({level: Expected(**tables[level]) for level in LEVELS})
+    return MappingProxyType(
+        {level: Expected(**tables[level] | {"gpus": tuple(tables[level]["gpus"])}) for level in LEVELS}
+    )

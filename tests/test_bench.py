@@ -278,8 +278,9 @@ def test_forecasts_are_timed() -> None:
     result = told("forecast", "--forecaster", "persistence", "--rounds", 3)
     assert result["forecaster"] == "persistence" and set(result["update_us"]) == {"8", "64"}
     assert all(set(row) == {"1", "10"} and min(row.values()) > 0 for row in result["update_us"].values())
+    assert set(result["perception_us"]) == {"8", "64"} and min(result["perception_us"].values()) > 0
     text = bench("forecast", "--rounds", 2).output
-    assert text.count(" µs") == 4 and "64 slots, 10 s of samples" in text
+    assert text.count(" µs") == 6 and "64 slots, 10 s of samples" in text
     assert bench("forecast", "--forecaster", "tarot").exit_code != 0
 
 

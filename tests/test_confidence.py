@@ -49,6 +49,8 @@ def test_a_line_says_what_to_expect() -> None:
     line = str(confidence(CATALOG, "Qwen3-8B", "H200"))
     assert line.startswith("not calibrated: the figures of another GPU")
     assert f"{expected_errors()['carried_over'].itl:.0%} of ITL" in line
+    assert line.endswith("measured rows on B200 and H100-80GB, none on H200)")
+    assert str(confidence(CATALOG, "Qwen3-8B", "H100-80GB")).endswith("measured rows on B200 and H100-80GB)")
 
 
 def test_a_cluster_tells_of_each_of_its_deployments_once() -> None:
@@ -90,6 +92,7 @@ def test_expected_errors_are_medians_over_the_runs(tmp_path) -> None:  # type: i
     errors = worked_out(Doubled(), rows, same, same, 0, seen.append)  # type: ignore[arg-type]
     assert seen == [1, 2]
     assert errors["fitted"]["itl"] == errors["shared"]["itl"] == 0.05 and errors["shared"]["rows"] == 16
+    assert errors["guessed"]["gpus"] == ["B200", "H100-80GB"]
     assert errors["carried_over"]["itl"] == 0.1 and errors["guessed"]["itl"] == 0.5
     watts = {gpu: CATALOG.gpu(gpu).cap_max_w for gpu in idle}
     swapped = [

@@ -11,7 +11,7 @@ import pytest
 
 from llmcluster.experiments.fidelity.skipped import Skipped
 from llmcluster.experiments.fidelity.sources.mlenergy import FOLDER, MlEnergy
-from llmcluster.experiments.fidelity.sources.mlenergy_sensitivity import VARIANTS, sensitivity
+from llmcluster.experiments.fidelity.sources.mlenergy_sensitivity import VARIANTS, sensitivity, sent_once
 from llmcluster.experiments.fidelity.sources.mlenergy_tasks import MAX_MODEL_LEN, TASKS, lengths, requests_sent
 from llmcluster.simulator.catalog import Catalog
 from llmcluster.simulator.errors import InputError
@@ -218,6 +218,18 @@ def test_longer_prompts_cost_more(tmp_path: Path) -> None:
     assert set(table) == set(VARIANTS)
     assert table["prompts halved"]["throughput"][0] > 0 > table["prompts doubled"]["throughput"][0]
     assert table["prompts doubled"]["itl"][0] > 0
+
+
+def test_requests_sent_once_end_before_contexts_have_grown(tmp_path: Path) -> None:
+    once = MlEnergy().read([written(tmp_path, {"max_num_seqs": "64"})], Catalog.builtin())
+    with pytest.raises(InputError, match="no row sends requests again"):
+        sent_once(once, Catalog.builtin(), 0)
+    # 198 requests do not keep 192 places full for long, so that they are taken to be sent several times.
+    twice = MlEnergy().read([written(tmp_path, {"max_num_seqs": "192", "task": "gpqa"})], Catalog.builtin())
+    change = sent_once([*once, *twice], Catalog.builtin(), 0)
+    assert set(change) == set(MlEnergy.quantities)
+    assert change["itl"][0] < -0.05 and change["throughput"][0] > 0.05
+    assert change["itl"] == (change["itl"][0], -change["itl"][0])
 
 
 @pytest.mark.data

@@ -191,7 +191,7 @@ def _rows(source: MlEnergy, catalog: Catalog, bursty: str = "") -> list[Row]:
 
 def test_a_calibration_is_a_catalogue_file_that_reproduces_its_rows(tmp_path: Path) -> None:
     source = MlEnergy()
-    scale = Scale(model="Qwen3-8B", gpu="H100-80GB", step_s=1e-3, power=1.1, source="a test")
+    scale = Scale(model="Qwen3-8B", gpu="H100-80GB", power=1.1, source="a test")
     rows = _rows(source, replace(CATALOG, scales={scale.cut: scale}))
     fitted = source.fit(rows, replace(CATALOG, scales={}), np.random.default_rng(0), lambda done: None)
     path = tmp_path / "fitted.toml"
@@ -201,6 +201,7 @@ def test_a_calibration_is_a_catalogue_file_that_reproduces_its_rows(tmp_path: Pa
         "Qwen3-8B",
         "Llama-3.1-8B",
     }
+    assert all(Scale(**one).step_s == 0 for one in fitted.tables["scales"])
     assert catalog.gpu("H100-80GB").timing.calibrated
     assert catalog.gpu("H100-80GB").timing.attention_efficiency == GPU.timing.attention_efficiency
     again = Comparison.of(rows, source.simulate(rows, catalog, 0, lambda done: None), ["itl", "power"])

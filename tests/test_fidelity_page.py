@@ -11,11 +11,12 @@ import pytest
 from llmcluster.experiments.fidelity import registry
 from llmcluster.experiments.fidelity.documents import DOCUMENTS, Document, Target
 from llmcluster.experiments.fidelity.errors import Comparison
+from llmcluster.experiments.fidelity.page import crossed
 from llmcluster.experiments.fidelity.places import spans
 from llmcluster.experiments.fidelity.source import Row, Simulated
 from llmcluster.experiments.fidelity.split import FIT, HELD_OUT, part
 from llmcluster.experiments.fidelity.validate import as_json, assess, read, validate
-from llmcluster.experiments.write_fidelity import DOCS, MISSES, write_fidelity
+from llmcluster.experiments.write_fidelity import DOCS, MISSES, PRIORS, write_fidelity
 from llmcluster.simulator.catalog import Catalog
 from llmcluster.simulator.errors import InputError
 from llmcluster.tests import toy_source
@@ -56,6 +57,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "data" / "toy.csv").write_text("\n".join([toy_source.HEADER, *lines, f"X1,N,{HELD[0]},1,1"]) + "\n")
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / MISSES).write_text("- **toys** miss everything.\n")
+    (tmp_path / "docs" / PRIORS).write_text("| toys | have no priors |\n")
     return tmp_path
 
 
@@ -76,7 +78,7 @@ def test_the_page_says_what_was_found(folder: Path) -> None:
     assert "| scored-toy | held out | power | 2 | 75.0 % | 75.0 … 75.0 % | ≤ 74.0 % | **missed** |" in page
     assert "| scored-toy | model left out | power | 4 | 75.0 % |" in page
     assert "| likeness | 5 | 0.800 | 0.700 … 0.900 | ≥ 0.750 | met |" in page
-    assert "- **toys** miss everything." in page
+    assert "- **toys** miss everything." in page and "| toys | have no priors |" in page
     assert "| N | 4 | 50.0 / 75.0 / 75.0 |" in page
     assert "| M | 1 | 0.0 / – / 100.0 |" in page
     assert "`toy.csv` (" in page
@@ -112,6 +114,18 @@ def test_scores_stand_in_the_json_beside_the_errors(folder: Path) -> None:
         toy_source.Toy(), Comparison.of(rows, [row.measured for row in rows], ["power"]), np.random.default_rng(0)
     )
     assert "scores" not in as_json(plain)
+
+
+def test_held_out_errors_are_told_of_each_model_on_each_gpu() -> None:
+    cells = [("M", "A", HELD[0], 1.1), ("M", "A", HELD[1], 1.3), ("N", "B", HELD[0], 0.5), ("N", "A", FITTED[0], 9.0)]
+    rows = [
+        Row(f"x:{n}", setup, {"itl": 1.0, "power": 1.0}, {"gpu": gpu, "model": model})
+        for n, (model, gpu, setup, _) in enumerate(cells)
+    ]
+    compared = Comparison.of(rows, [{"itl": one[-1], "power": 1.0} for one in cells], ("itl", "power"))
+    assert crossed(compared)[1][2:] == ["| M | 20.0 / 0.0 (2) | – |", "| N | – | 50.0 / 0.0 (1) |"]
+    assert crossed(compared.where(gpu="A")) == [], "a single GPU is told of anyway"
+    assert crossed(Comparison.of(rows, [{"power": 1.0}] * 4, ("power",))) == []
 
 
 def test_consecutive_lines_are_joined() -> None:

@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llmcluster.forecaster.losses import figures
 from llmcluster.forecaster.models import LEARNED, make_model
 from llmcluster.forecaster.models.base import UnlikeTraining
+from llmcluster.forecaster.models.learned import Learned, TrainSettings
 from llmcluster.forecaster.telemetry import Telemetry
+from llmcluster.simulator.errors import InputError
 from llmcluster.tests.telemetries import load, ready, series
 
 READERS = ("ridge-ar", *LEARNED)
@@ -100,6 +103,18 @@ def test_covariates_of_the_last_second_may_be_given_alone() -> None:
     assert np.array_equal(model.update(test.power_w, {name: values[-1] for name, values in late.items()}), long)
 
 
+@pytest.mark.parametrize("name", READERS)
+def test_covariates_of_the_last_second_may_be_a_matrix(name: str) -> None:
+    model, test = ready(name), load(np.random.default_rng(38), 20)
+    model.reset(2)
+    by_name = model.update(test.power_w, {n: values[-1] for n, values in test.covariates.items()})
+    matrix = np.stack([test.covariates[n][-1] for n in model.covariates], axis=-1)
+    model.reset(2)
+    assert np.array_equal(model.update(test.power_w, matrix), by_name)
+    with pytest.raises(InputError, match=r"covariates: has shape \(2, 1\) where \(2, 2\) is due"):
+        model.update(test.power_w, matrix[:, :1])
+
+
 @pytest.mark.parametrize("name", LEARNED)
 def test_power_on_another_scale_is_told(name: str) -> None:
     model, test = ready(name), load(np.random.default_rng(36), 100)
@@ -109,3 +124,27 @@ def test_power_on_another_scale_is_told(name: str) -> None:
     power = test.power_w.copy()
     power[:40] = 1e6  # less than half of it
     assert np.isfinite(model.predict(series(power, covariates=dict(test.covariates)))).all()
+
+
+def announced(seconds: int = 4000) -> Telemetry:
+    """Power that a covariate tells half a minute before, and that is steady in between."""
+    level = np.random.default_rng(37).integers(0, 2, seconds // 100).repeat(100).astype(float)
+    power = 100 + 200 * np.concatenate([np.zeros(30), level[:-30]])
+    return series(power, covariates={"waiting": level[:, None], "cap_w": np.full((seconds, 1), 400.0)})
+
+
+def test_what_has_been_trained_half_blind_does_without() -> None:
+    told = announced()
+    bare = lacking(told, "waiting", "cap_w")
+    errors = {}
+    for blind in (0.0, 0.5):
+        model = make_model("gru")
+        assert isinstance(model, Learned)
+        model.settings = TrainSettings(
+            hidden=8, epochs=20, window_s=256, stride_s=10, batch=4, learning_rate=2e-2, blind=blind
+        )
+        model.fit([told], np.random.default_rng(0))
+        with pytest.warns(UnlikeTraining):
+            errors[blind] = [figures(model.backtest(t, 60))["mae_w"][0] for t in (told, bare)]
+    assert errors[0.5][1] < 0.8 * errors[0.0][1], "it does without"
+    assert errors[0.5][0] < 0.9 * errors[0.5][1], "what it is told, it uses all the same"

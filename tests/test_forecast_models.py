@@ -358,6 +358,17 @@ def test_the_same_seed_trains_the_same_and_another_another() -> None:
     assert not np.array_equal(one, other)
 
 
+@pytest.mark.parametrize(("batch", "passes"), [(64, 1 + 40), (2, 1 + 10)])
+def test_short_series_are_waited_for_longer(batch: int, passes: int) -> None:
+    """Eight windows in one step, or in four; nothing is learnt, so that no pass after the first is better."""
+    model = make_model("gru")
+    done: list[int] = []
+    model.settings = TrainSettings(hidden=4, patience=3, window_s=128, batch=batch, learning_rate=0.0)
+    model.progress = lambda epoch, epochs, loss: done.append(epoch)
+    model.fit([load(np.random.default_rng(29))], np.random.default_rng(0))
+    assert len(done) == passes
+
+
 def test_training_goes_on_where_it_stopped(tmp_path: Any) -> None:
     train = load(np.random.default_rng(24))
     settings = TrainSettings(hidden=8, epochs=6, window_s=128)

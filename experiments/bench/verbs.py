@@ -100,13 +100,15 @@ def forecast_command(
     rounds: Annotated[int, typer.Option(min=1, help="Updates; their median counts")] = 2000,
     json_file: JsonOption = None,
 ) -> None:
-    """Time a forecaster's updates in the loop, at 8 and 64 slots, for one metered second and for ten."""
+    """Time a forecaster's updates, at 8 and 64 slots, for one metered second and for ten, and all of it in the loop."""
     from .forecast import measure
 
     result = measure(forecaster, rounds)
     for slots, by_seconds in result["update_us"].items():
         for seconds, update_us in by_seconds.items():
             people(json_file).print(f"{slots} slots, {seconds} s of samples: {update_us:.1f} µs")
+    for slots, perception_us in result["perception_us"].items():
+        people(json_file).print(f"{slots} slots, readings and update of a tick of 10 s: {perception_us:.1f} µs")
     write_json(result, json_file)
 
 

@@ -27,7 +27,7 @@ HEADER = """\
 
 def expected_errors(
     source: Source, rows: Sequence[Row], compared: Comparison, left_out: Comparison, seed: int, advance: Advance
-) -> dict[Level, dict[str, float | int]]:
+) -> dict[Level, dict[str, Any]]:
     """Errors of every level of confidence.
 
     * ``fitted``: held-out rows of what has factors of its own.
@@ -62,10 +62,12 @@ def write_expected_errors(errors: Mapping[Level, Mapping[str, Any]], path: Path)
         )
 
 
-def _medians(comparison: Comparison) -> dict[str, float | int]:
+def _medians(comparison: Comparison) -> dict[str, Any]:
     errors = {name: np.abs(comparison.error[name]) for name in QUANTITIES}
     medians = {name: round(float(np.nanmedian(values)), 3) for name, values in errors.items()}
-    return medians | {"rows": int(np.isfinite(errors["itl"]).sum())}
+    compared = np.flatnonzero(np.isfinite(errors["itl"])).tolist()
+    gpus = sorted({comparison.rows[i].groups["gpu"] for i in compared})
+    return medians | {"rows": len(compared), "gpus": gpus}
 
 
 def _swapped(catalog: Catalog, names: Sequence[str]) -> dict[str, GpuSpec]:

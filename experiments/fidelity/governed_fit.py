@@ -1,9 +1,13 @@
-"""Times and power of one GPU fitted in turn, since the power limit slows what is measured."""
+"""Times and power of one GPU fitted in turn, since the power limit slows what is measured.
+
+Power is fitted at the times that the shared figures give, as the engine has them, without the offsets of the timing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +16,8 @@ from ...simulator.catalog import GpuSpec, ModelSpec
 from ...simulator.power import clock_ladder, drawn_share
 from .demand import Demand
 from .iteration import govern
-from .power_fit import FittedWatts, fit_power, run_power_w, shares
-from .roofline_fit import Seen, Timing, fit_timing, needs, seen
+from .power_fit import FACTOR_PRIOR, FittedWatts, fit_power, run_power_w, shares
+from .roofline_fit import STEP_PRIOR_S, Seen, Timing, fit_timing, needs, seen
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -42,6 +46,21 @@ class Runs:
     models: Sequence[ModelSpec]
 
 
+class Priors(NamedTuple):
+    """How far the two figures of a way of serving may be from those of the GPU: standard deviations.
+
+    Attributes:
+        step_s: Of the offset of its iterations.
+        factor: Of the logarithm of the factor of its power.
+    """
+
+    step_s: float = STEP_PRIOR_S
+    factor: float = FACTOR_PRIOR
+
+
+PRIORS = Priors()
+
+
 @dataclass(frozen=True)
 class Found:
     """Fitted times and power, and what they make of the runs.
@@ -60,7 +79,11 @@ class Found:
 
 
 def fit_governed(
-    runs: Runs, centre: Mapping[str, float], counts: F64 | None = None, near: Found | None = None
+    runs: Runs,
+    centre: Mapping[str, float],
+    counts: F64 | None = None,
+    near: Found | None = None,
+    priors: Priors = PRIORS,
 ) -> Found:
     """Fits times at the highest clock, then power, then both again at the clocks that the power limit leaves.
 
@@ -69,25 +92,36 @@ def fit_governed(
         centre: As for ``fit_timing``.
         counts: How often each run counts; once by default.
         near: A fit of almost the same.
+        priors: How far a way of serving may be from the others.
     """
-    return _round(runs, centre, counts, _round(runs, centre, counts, None) if near is None else near)
+    first = _round(runs, centre, counts, None, priors) if near is None else near
+    return _round(runs, centre, counts, first, priors)
 
 
-def _round(runs: Runs, centre: Mapping[str, float], counts: F64 | None, near: Found | None) -> Found:
+def _round(runs: Runs, centre: Mapping[str, float], counts: F64 | None, near: Found | None, priors: Priors) -> Found:
     """A fit at the clocks that another leaves, at the highest without one."""
     gpu, demand, key = runs.gpu, runs.demand, runs.key
     ratio, scale = clock_ladder(gpu)
-    idle_w, own = gpu.power.idle_w, key[demand.run]
-    step = _steps(runs, near.timing, near.watts) if near else np.full(len(own), len(ratio) - 1)
-    timing = fit_timing(demand, runs.seen, key, centre, ratio[step], near.timing if near else None, counts)
-    asked, drawn = needs(demand, timing.figures, timing.step_s[own]), _drawn(runs, timing)
+    idle_w = gpu.power.idle_w
+    step = _steps(runs, near.timing, near.watts) if near else np.full(len(demand.run), len(ratio) - 1)
+    start = near.timing if near else None
+    timing = fit_timing(demand, runs.seen, key, centre, ratio[step], start, counts, priors.step_s)
+    asked, drawn = needs(demand, timing.figures), _drawn(runs, timing)
     spent = asked.at(ratio[step])
     busy, memory_ratio = shares(demand, spent, drawn, scale[step]), gpu.power.memory_w / gpu.power.active_w
-    watts = fit_power(busy, runs.resident, runs.power_w, idle_w, memory_ratio, key, counts)
+    watts = fit_power(busy, runs.resident, runs.power_w, idle_w, memory_ratio, key, counts, priors.factor)
     step = _steps(runs, timing, watts)
     spent = asked.at(ratio[step])
     power_w = run_power_w(shares(demand, spent, drawn, scale[step]), runs.resident, idle_w, watts, key)
     return Found(timing, watts, seen(demand, spent.length)[0], power_w)
+
+
+def seen_with_offsets(runs: Runs, found: Found) -> Seen:
+    """What would be seen of the runs if each way of serving had its offset."""
+    demand = runs.demand
+    clock = clock_ladder(runs.gpu)[0][_steps(runs, found.timing, found.watts)]
+    asked = needs(demand, found.timing.figures, found.timing.step_s[runs.key[demand.run]])
+    return seen(demand, asked.at(clock).length)[0]
 
 
 def _steps(runs: Runs, timing: Timing, found: FittedWatts) -> I64:
@@ -95,7 +129,7 @@ def _steps(runs: Runs, timing: Timing, found: FittedWatts) -> I64:
     demand, gpu = runs.demand, runs.gpu
     own, of = runs.key[demand.run], demand.run
     watts = found.watts(gpu.power.idle_w, runs.resident[of], found.factor[own], _drawn(runs, timing)[of])
-    return govern(needs(demand, timing.figures, timing.step_s[own]), watts, *clock_ladder(gpu), gpu.cap_max_w).step
+    return govern(needs(demand, timing.figures), watts, *clock_ladder(gpu), gpu.cap_max_w).step
 
 
 def _drawn(runs: Runs, timing: Timing) -> F64:

@@ -19,6 +19,9 @@ from .validate import Validation
 
 OUTLIERS = 5
 GROUPS = ("gpu", "model")
+CROSSED = ("itl", "power")
+"""What is also told of each model on each GPU."""
+
 METHOD = """\
 `llmcluster validate SOURCE FILE…` simulates every measured row with the catalogue's figures and compares; it fits
 nothing and reads what was measured only to take the error, **simulated / measured − 1**. Tables give the median of its
@@ -31,16 +34,18 @@ of which the first 8 bytes of the SHA-256 of the text, as a big-endian integer m
 each model predicted from figures fitted to the fit rows of the other models, with no factor of its own: what to expect
 of a model that nobody has measured. **Without stalls** are those configurations of `mlenergy` in which neither client
 nor server stalls, see the known misses: measured percentiles of small batches tell. Beside figures shared by all models
-on a GPU there are at most two fitted factors for a model on a GPU at one parallelism."""
+on a GPU there is one fitted factor, of power, for a model on a GPU at one parallelism."""
 
 EXPECTED = """\
 Median errors on the rows of `mlenergy`, by what backs a model on a GPU; `llmcluster simulate` says which it is. In this
 order: held-out rows of what has factors of its own; every model predicted from the others; every GPU with the fitted
-figures of another one, watts scaled by TDP; every model with dimensions guessed from its parameter count."""
+figures of another one, watts scaled by TDP; every model with dimensions guessed from its parameter count. All of these
+rows are of H100 and B200: a GPU that was calibrated on other runs, such as A100, may do better or worse."""
 
 SENSITIVE = """\
 The ML.ENERGY data tell no prompt lengths and of output lengths only the mean. Median changes of what is simulated of
-the dense Qwen3 models on H100 if they were otherwise:"""
+the dense Qwen3 models on H100 if they were otherwise; and, in the last line, of those runs of all models that are taken
+to send their requests several times and would fill their batch with them sent once:"""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class Result:
 def page(
     results: Sequence[Result],
     misses: str,
+    priors: str,
     expected: Mapping[Level, Mapping[str, float]],
     sensitive: Mapping[str, Mapping[str, tuple[float, float]]],
 ) -> str:
@@ -73,6 +79,7 @@ def page(
     Args:
         results: One for each source.
         misses: What is known of the misses, as Markdown.
+        priors: How the priors of the fits were chosen, as Markdown.
         expected: Errors by what backs the figures.
         sensitive: What changes with assumed lengths, by variant and quantity: median change, and that of its size.
     """
@@ -84,6 +91,8 @@ def page(
         _targets(results),
         *_expected(expected),
         *_sensitive(sensitive),
+        ["## How far a model's own figures are trusted"],
+        [priors.strip()],
         ["## Known misses, and why"],
         [misses.strip()],
         ["## What was measured"],
@@ -208,6 +217,7 @@ def _source(result: Result) -> list[list[str]]:
         [f"- {score}" for score in validation.scores],
         [f"Median errors by GPU and model, in percent: {kinds}."],
         _by_parts(result, list(validation.summaries)),
+        *crossed(comparison),
         *_other_groups(validation),
         [f"![measured against simulated]({result.figure})"],
         ["Filled points were fitted to, hollow ones held out; dotted lines are 10 % off."],
@@ -241,6 +251,23 @@ def _by_parts(result: Result, quantities: Sequence[str]) -> list[str]:
         cells = [" / ".join(_median(one.where(**where), q) for one in parts) for q in quantities]
         lines.append(f"| {', '.join(where.values()) or 'all'} | {rows} | {' | '.join(cells)} |")
     return lines
+
+
+def crossed(comparison: Comparison) -> list[list[str]]:
+    """Held-out errors of each model on each GPU, where there are several of both."""
+    held = comparison.where(part=HELD_OUT)
+    gpus, models = (list(held.groups.get(key, {})) for key in GROUPS)
+    if min(len(gpus), len(models)) < 2 or not set(CROSSED) <= set(held.error):
+        return []
+    lines = ["| | " + " | ".join(gpus) + " |", "|---|" + "---:|" * len(gpus)]
+    for model in models:
+        ones = [held.where(gpu=gpu, model=model) for gpu in gpus]
+        cells = [
+            f"{' / '.join(_median(one, q) for q in CROSSED)} ({len(one.rows)})" if one.rows else "–" for one in ones
+        ]
+        lines.append(f"| {model} | {' | '.join(cells)} |")
+    title = f"Median errors of held-out rows by model and GPU, in percent: {' / '.join(CROSSED)} (rows)."
+    return [[title], lines]
 
 
 def _median(comparison: Comparison, quantity: str) -> str:

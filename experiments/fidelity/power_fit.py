@@ -23,7 +23,7 @@ MOST_W = 2000.0
 SOFT = 0.05
 NOISE = 0.05
 FACTOR_PRIOR = 0.05
-"""Standard deviation of the logarithm of a factor."""
+"""Standard deviation of the logarithm of a factor; see ``STEP_PRIOR_S``."""
 SMALL_W = 1000.0
 """Standard deviation of watts around none, so that parts that cannot be told apart share what they have together."""
 
@@ -84,6 +84,7 @@ def fit_power(
     memory_ratio: float,
     key: I64,
     counts: F64 | None = None,
+    prior: float = FACTOR_PRIOR,
 ) -> FittedWatts:
     """Fits the shared figures alone, and then together with a factor of each key; none is negative.
 
@@ -95,6 +96,7 @@ def fit_power(
         memory_ratio: ``memory_w`` over ``active_w``.
         key: Key of each run, from 0.
         counts: How often each run counts; once by default.
+        prior: Standard deviation of the logarithm of a factor.
     """
     keys = int(key.max()) + 1
     parts = np.stack([busy.active + memory_ratio * busy.memory, busy.compute, busy.cache, busy.link], axis=1)
@@ -105,10 +107,10 @@ def fit_power(
         factor = np.exp(logs)[key]
         dynamic = factor * (parts @ shared[1:])
         found = idle_w + shared[0] * resident + dynamic
-        prior = np.append(shared * (NOISE / SMALL_W), logs * (NOISE / FACTOR_PRIOR))
+        pulled = np.append(shared * (NOISE / SMALL_W), logs * (NOISE / prior))
         slopes = np.column_stack([resident, factor[:, None] * parts, own * dynamic[:, None]]) / measured_w[:, None]
-        pulls = np.append(np.full(len(SHARED), NOISE / SMALL_W), np.full(keys, NOISE / FACTOR_PRIOR))
-        return np.append(found / measured_w - 1, prior), np.concatenate([slopes, np.diag(pulls)])
+        pulls = np.append(np.full(len(SHARED), NOISE / SMALL_W), np.full(keys, NOISE / prior))
+        return np.append(found / measured_w - 1, pulled), np.concatenate([slopes, np.diag(pulls)])
 
     some = np.ones(len(key)) if counts is None else counts
     weighed = np.append(some, np.ones(len(SHARED) + keys))

@@ -1,4 +1,8 @@
-"""Figures of ``TimingFit`` from measured runs: shared by all models on a GPU, and an offset for each way of serving."""
+"""Figures of ``TimingFit`` from measured runs, shared by all models on a GPU.
+
+An offset for each way of serving is fitted beside them and then dropped: it keeps what a model has of its own from
+bending the figures, but tells nothing of the same model's other runs; see ``mlenergy_priors``.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +61,7 @@ NOISE = 0.06
 FIGURE_PRIOR = 1.0
 """Standard deviation of the logarithm of a figure around where it starts."""
 STEP_PRIOR_S = 3e-3
-"""Standard deviation of offsets."""
+"""Standard deviation of offsets; docs/fidelity.md tells how little hangs on it."""
 STEP_MOST_S = 15e-3
 THROUGHPUT_WEIGHT = 0.7
 MS = 1e3
@@ -142,6 +146,7 @@ def fit_timing(
     clock: F64 | float = 1.0,
     start: Timing | None = None,
     counts: F64 | None = None,
+    prior_s: float = STEP_PRIOR_S,
 ) -> Timing:
     """Fits the shared figures alone, and then together with an offset of each key.
 
@@ -153,6 +158,7 @@ def fit_timing(
         clock: Clock of each entry, relative to the highest.
         start: A fit of almost the same, which saves the first step.
         counts: How often each run counts; once by default.
+        prior_s: Standard deviation of offsets.
 
     Returns:
         Figures and offsets.
@@ -165,7 +171,7 @@ def fit_timing(
     offset_low, offset_high = np.full(keys, -STEP_MOST_S * MS), np.full(keys, STEP_MOST_S * MS)
 
     def residuals(at: F64) -> tuple[F64, F64]:
-        return _residuals(demand, measured, key, middle, clock, at)
+        return _residuals(demand, measured, key, middle, clock, at, prior_s)
 
     if start is None:
         none = np.zeros(keys)
@@ -179,7 +185,9 @@ def fit_timing(
     return Timing(figures, at[len(NAMES) :] / MS)
 
 
-def _residuals(demand: Demand, measured: Seen, key: I64, centre: F64, clock: F64 | float, at: F64) -> tuple[F64, F64]:
+def _residuals(
+    demand: Demand, measured: Seen, key: I64, centre: F64, clock: F64 | float, at: F64, prior_s: float
+) -> tuple[F64, F64]:
     """Logarithms of simulated over measured, and what priors add; and their derivatives."""
     logs, offsets = at[: len(NAMES)], at[len(NAMES) :]
     step_s = (offsets / MS)[key][demand.run]
@@ -210,10 +218,8 @@ def _residuals(demand: Demand, measured: Seen, key: I64, centre: F64, clock: F64
             np.log(found.itl_s / measured.itl_s),
             THROUGHPUT_WEIGHT * np.log(found.throughput / measured.throughput),
             NOISE / FIGURE_PRIOR * (logs - centre),
-            NOISE / (STEP_PRIOR_S * MS) * offsets,
+            NOISE / (prior_s * MS) * offsets,
         ]
     )
-    prior = np.diag(
-        np.append(np.full(len(NAMES), NOISE / FIGURE_PRIOR), np.full(len(offsets), NOISE / (STEP_PRIOR_S * MS)))
-    )
+    prior = np.diag(np.append(np.full(len(NAMES), NOISE / FIGURE_PRIOR), np.full(len(offsets), NOISE / (prior_s * MS))))
     return values, np.concatenate([slopes, prior])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
-from ..base import QUANTILES, TARGETS
+from ..base import QUANTILES, TARGETS, Covariates
 from ..frames import CALIBRATION, FIT, UNUSED, VALIDATION, Floats, Frame, frame_of, frames_of
 from ..losses import Losses, judge
 from ..targets import LONGEST_S
@@ -116,13 +116,14 @@ class Model(ABC):
         self._inputs = np.full((series, len(self.covariates)), np.nan)
         self._state = self._begin(series)
 
-    def update(self, power_w: Floats, covariates: Mapping[str, Floats] | None = None) -> Floats:
+    def update(self, power_w: Floats, covariates: Covariates | None = None) -> Floats:
         """Takes the newest samples, a second apart, and forecasts after the last; what came before costs nothing.
 
         Args:
             power_w: Watts, (C,) or (n, C) with the oldest first; ``nan`` where there is no reading.
-            covariates: The covariates of ``self.covariates``, in the same shape; or (C,), as they are at
-                the last sample. Of those that are not given nothing new is known.
+            covariates: The covariates of ``self.covariates``, by name, in the same shape; or (C,), as they are at
+                the last sample. Of those that are not given nothing new is known. Or all of them as they are at the
+                last sample, (C, K).
 
         Returns:
             Watts, (C, 4, 3); ``nan`` for channels that have had no reading so far.
@@ -184,13 +185,18 @@ class Model(ABC):
     def _forecast(self) -> Floats:
         """Quantiles after the last sample, (C, 4, 3)."""
 
-    def _given(self, covariates: Mapping[str, Floats] | None, shape: tuple[int, ...]) -> Floats:
+    def _given(self, covariates: Covariates | None, shape: tuple[int, ...]) -> Floats:
         """The covariates that the model reads, (n, C, K), for samples of a shape; or of the last alone, (1, C, K)."""
         channels = len(self._begun)
         if shape[1] != channels:
             raise InputError("power_w", f"{shape[1]} channels where {channels} are due", "Call reset first")
         if not self.covariates:
             return np.empty((*shape, 0))
+        if isinstance(covariates, np.ndarray):
+            due = (channels, len(self.covariates))
+            if covariates.shape != due:
+                raise InputError("covariates", f"has shape {covariates.shape} where {due} is due", "Give (C, K)")
+            return np.ascontiguousarray(covariates, np.float64)[None]
         given = covariates or {}
         if self._tell_lacking(given, "samples"):
             like = next((np.shape(given[name]) for name in self.covariates if name in given), shape[1:])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...errors import InputError
-from ..base import QUANTILES, TARGETS
+from ..base import QUANTILES, TARGETS, Covariates
 from ..frames import Floats, Frame
 from .base import SUMMED
 from .learned import HALF_LIVES_S, LEVELS, MOST, Learned, State, sigmoid
@@ -59,7 +58,7 @@ class Gru(Learned):
 
         self._packed = self._pack(fused.Packed, 0.0, self.weights["widen"])
 
-    def update(self, power_w: Floats, covariates: Mapping[str, Floats] | None = None) -> Floats:
+    def update(self, power_w: Floats, covariates: Covariates | None = None) -> Floats:
         """See :class:`Model`; all samples in one compiled call."""
         from .. import fused  # modules are not kept, so that a model can be copied and pickled
 
@@ -100,6 +99,7 @@ class Gru(Learned):
             w["head.weight"].T,
             w["through.weight"].T,
             w["head.bias"],
+            w["bend.weight"].T,
             share / share.sum(axis=-1, keepdims=True),
             widen,
         )
@@ -107,7 +107,8 @@ class Gru(Learned):
         beside, gates, heads = len(self.covariates), 3 * size, len(TARGETS) * len(QUANTILES)
         told = len(widen) > 1 and SUMMED in self.covariates
         due = [(4,), (beside,), (beside,), (LEVELS - 1,), (inputs, gates), (gates,), (size, gates), (gates,)]
-        due += [(size, heads), (inputs, heads), (heads,), (len(TARGETS), LEVELS), (1 + told, len(TARGETS))]
+        both = heads + size
+        due += [(size, both), (inputs, both), (both,), (size, heads), (len(TARGETS), LEVELS), (1 + told, len(TARGETS))]
         if [row.shape for row in rows] != due:  # what is compiled does not look where it reads
             raise InputError(self.name, "the weights do not fit together", "Fit the model anew")
         which = self.covariates.index(SUMMED) if told else 0

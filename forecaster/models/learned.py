@@ -38,12 +38,14 @@ class TrainSettings:
     Attributes:
         hidden: Width of the network.
         epochs: Passes over the training part at most.
-        patience: Passes without a better validation after which it stops.
+        patience: Passes without a better validation after which it stops; more where a pass is few steps.
         batch: Windows to a step.
         window_s: Length of a window.
         stride_s: Seconds from one step of the core to the next; forecasts follow power every second all the same.
         learning_rate: That of AdamW at its highest.
         weight_decay: That of AdamW.
+        blind: Share of windows in which it does not see some groups of covariates, or any, so that it learns to do
+            without.
         device: Where PyTorch computes: ``cpu``, ``cuda``, or ``auto`` for a GPU if there is one.
     """
 
@@ -55,6 +57,7 @@ class TrainSettings:
     stride_s: int = 1
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
+    blind: float = 0.0
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -67,8 +70,9 @@ class Learned(Model):
     """A network with a core of its own between inputs and heads that all share.
 
     Inputs of a channel are its power, how far that is from its exponential means, and covariates, all standardised by
-    training. The core takes a step every ``stride_s`` seconds. The heads mix those levels and add what the core said in
-    its last step and a linear function of the newest inputs, so that the network begins as a good naive model.
+    training. The core takes a step every ``stride_s`` seconds. The heads mix those levels and add a function of what
+    the core said in its last step and of the newest inputs, of one layer and a way around it, which begins as nothing:
+    the network begins as a good naive model.
     """
 
     reads_covariates = True
@@ -136,6 +140,8 @@ class Learned(Model):
         """What the heads make of hidden states (..., H), inputs (..., F), levels (..., 5): quantiles over the scale."""
         weights = self.weights
         out = hidden @ weights["head.weight"].T + seen @ weights["through.weight"].T + weights["head.bias"]
+        straight, bent = np.split(out, [len(TARGETS) * len(QUANTILES)], axis=-1)
+        out = straight + np.maximum(bent, 0.0) @ weights["bend.weight"].T
         out = out.reshape(*out.shape[:-1], len(TARGETS), len(QUANTILES))
         share = np.exp(weights["mix"] - weights["mix"].max(axis=-1, keepdims=True))
         middle = levels @ (share / share.sum(axis=-1, keepdims=True)).T + out[..., 0]

@@ -19,7 +19,7 @@ class Network(nn.Module):
 
     Args:
         core: Takes (B, L, F) to (B, L, H), each step from itself and those before.
-        hidden: H.
+        hidden: H, also the width of the layer between the core and the heads.
         features: F.
         levels: Levels of the past per second.
         stride: Seconds from one step of the core to the next.
@@ -30,20 +30,24 @@ class Network(nn.Module):
         self.core = core
         self.mix = nn.Parameter(torch.zeros(len(TARGETS), levels))
         self.stride = stride
-        self.head = nn.Linear(hidden, len(TARGETS) * len(QUANTILES))
-        self.through = nn.Linear(features, len(TARGETS) * len(QUANTILES), bias=False)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.through.weight)
+        outputs = len(TARGETS) * len(QUANTILES)
+        self.sizes = [outputs, hidden]
+        self.head = nn.Linear(hidden, outputs + hidden)
+        self.through = nn.Linear(features, outputs + hidden, bias=False)
+        self.bend = nn.Linear(hidden, outputs, bias=False)
         with torch.no_grad():
-            self.head.bias.copy_(torch.tensor([0.0, FIRST_WIDTH, FIRST_WIDTH]).repeat(len(TARGETS)))
+            for weight in (self.head.weight, self.through.weight):
+                weight[:outputs] = 0.0
+            self.bend.weight.zero_()
+            self.head.bias[:outputs] = torch.tensor([0.0, FIRST_WIDTH, FIRST_WIDTH]).repeat(len(TARGETS))
 
     def forward(self, inputs: Tensor, levels: Tensor, judged: slice = EVERY) -> Tensor:
         """Quantiles (B, L, 4, 3) from inputs (B, L, F) and levels of the past (B, L, P), of the seconds asked for."""
         said = self.core(inputs[:, self.stride - 1 :: self.stride])
         steps = torch.cat([torch.zeros_like(said[:, :1]), said], dim=1)
         held = self.head(steps).repeat_interleave(self.stride, dim=1)[:, 1 : inputs.shape[1] + 1]
-        levels = levels[:, judged]
-        out = (held[:, judged] + self.through(inputs[:, judged])).unflatten(-1, (len(TARGETS), len(QUANTILES)))
-        middle = levels @ torch.softmax(self.mix, dim=-1).T + out[..., 0]
+        straight, bent = (held[:, judged] + self.through(inputs[:, judged])).split(self.sizes, dim=-1)
+        out = (straight + self.bend(functional.relu(bent))).unflatten(-1, (len(TARGETS), len(QUANTILES)))
+        middle = levels[:, judged] @ torch.softmax(self.mix, dim=-1).T + out[..., 0]
         low, high = middle - functional.softplus(out[..., 1]), middle + functional.softplus(out[..., 2])
         return torch.stack([low, middle, high], dim=-1)

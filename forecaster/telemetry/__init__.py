@@ -11,10 +11,10 @@ from ...files import readable
 from . import columns, nvidia_smi
 from .options import Options
 from .prometheus import read_prometheus
-from .series import COVARIATES, Telemetry
+from .series import COVARIATES, GROUPS, Telemetry
 from .simulated import read_simulated
 
-__all__ = ["COVARIATES", "LAYOUTS", "Options", "Telemetry", "detect", "read_telemetry"]
+__all__ = ["COVARIATES", "GROUPS", "LAYOUTS", "Options", "Telemetry", "detect", "read_telemetry"]
 
 Reader = Callable[[Path, Options], Telemetry]
 

@@ -22,6 +22,14 @@ COVARIATES = (
 of the KV cache in use; whether an instance serves or sleeps, when it will be ready, and its routing weight; requests
 and prompt tokens per second that come to the gateway, and the power budget now and in a minute, per slot of the
 cluster; and how many slots a channel is the sum of."""
+GROUPS = (
+    ("running", "waiting", "prompt_tokens", "output_tokens", "kv_used"),
+    ("cap_w", "temperature_c", "sm_clock_mhz"),
+    ("serving", "asleep", "ready_in_s", "route_weight"),
+    ("arrivals", "arriving_tokens", "budget_w", "budget_in_60s_w"),
+    ("slots",),
+)
+"""Covariates that are there or lacking together: those of an engine, a GPU, a router, a gateway."""
 ADDED_UP = ("running", "waiting", "prompt_tokens", "output_tokens", "cap_w", "slots")
 """Covariates of a group that are sums over its channels; of the others a group has the mean."""
 

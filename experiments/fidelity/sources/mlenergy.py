@@ -59,6 +59,7 @@ class MlEnergy:
         folder: Where to keep what the scheduler does in each run, which takes a second to find and depends on no fitted
             figure; by default where the environment variable LLMCLUSTER_COMPOSITIONS says, else in memory alone.
         tasks: What is assumed of each task.
+        once: The requests of a data set are sent once, however large the batch.
     """
 
     name = "mlenergy"
@@ -90,10 +91,10 @@ class MlEnergy:
         "a model that the catalogue lacks has the dimensions usual for its params_b and activated_params_b",
     )
 
-    def __init__(self, folder: Path | None = None, tasks: Mapping[str, Task] = TASKS) -> None:
+    def __init__(self, folder: Path | None = None, tasks: Mapping[str, Task] = TASKS, once: bool = False) -> None:
         named = os.environ.get(FOLDER)
         self._folder = folder or (Path(named) if named else None)
-        self._tasks = tasks
+        self._tasks, self._once = tasks, once
         self._works: dict[str, Compositions] = {}
         self._resamples = RESAMPLES
 
@@ -117,10 +118,13 @@ class MlEnergy:
         return outcomes
 
     def fit(self, rows: Sequence[Row], catalog: Catalog, rng: np.random.Generator, advance: Advance) -> Fitted:
-        """Fits times and power of the GPUs, and an offset and a factor for each model, GPU and parallelism."""
-        served = [self._serve(row, catalog, FIT_SEED) for row in rows]
-        runs = [None if isinstance(one, Skipped) else one for one in served]
-        return fit(rows, runs, rng, advance, self._resamples)
+        """Fits times and power of the GPUs, and a factor of power for each model, GPU and parallelism."""
+        return fit(rows, self.served(rows, catalog), rng, advance, self._resamples)
+
+    def served(self, rows: Sequence[Row], catalog: Catalog) -> list[Served | None]:
+        """The run of each row as it is fitted to; none where it cannot be simulated."""
+        served = (self._serve(row, catalog, FIT_SEED) for row in rows)
+        return [None if isinstance(one, Skipped) else one for one in served]
 
     def without_intervals(self) -> Self:
         """The same, whose fits are quicker because they have no intervals."""
@@ -132,7 +136,7 @@ class MlEnergy:
         """The requests of a row and the engine's limits; ``caches`` tells whether it has a prefix cache."""
         mean, places = row.given["avg_output_len"], row.given["max_num_seqs"]
         task = task_named(row.given["task"], mean, self._tasks)
-        number = requests_sent(task, mean, places)
+        number = task.requests if self._once else requests_sent(task, mean, places)
         prompt, output = lengths(task, mean, number, np.random.default_rng(seed))
         repeats = number // task.requests if caches else 1
         return Run(prompt.tolist(), output.tolist(), places, kv_tokens, MAX_BATCHED_TOKENS, repeats)

@@ -1,4 +1,4 @@
-"""Figures of the catalogue from runs of the ML.ENERGY benchmark: times and power of each GPU, and two of each cut.
+"""Figures of the catalogue from runs of the ML.ENERGY benchmark: times and power of each GPU, a factor of each cut.
 
 What is measured says which runs tell nothing of GPUs. They are left out of the fit, by name, and validated like all.
 
@@ -67,19 +67,13 @@ def fit(
         Timing and power of each GPU and a scale for each cut; residuals of the rows that were used.
     """
     silent = stalled(rows)
-    by_gpu: dict[str, list[int]] = {}
-    for i, (row, run) in enumerate(zip(rows, served, strict=True)):
-        if run is not None and row.configuration not in silent:
-            by_gpu.setdefault(run.gpu.name, []).append(i)
     residuals = {quantity: np.full(len(rows), np.nan) for quantity in QUANTITIES}
     centre: Mapping[str, float] = START
     gpus: dict[str, Any] = {}
     scales: list[dict[str, Any]] = []
     intervals: dict[str, tuple[float, float]] = {}
     done = 0
-    # The GPU with most runs first: its figures are where those of the others start.
-    for kept in sorted(by_gpu.values(), key=len, reverse=True):
-        part = _Part([rows[i] for i in kept], [run for i in kept if (run := served[i]) is not None])
+    for kept, part in parts(rows, served):
         found = fit_governed(part.runs, centre, part.counts)
         intervals |= part.intervals(found, centre, rng, resamples)
         centre = found.timing.figures
@@ -96,7 +90,23 @@ def fit(
     )
 
 
-class _Part:
+def parts(rows: Sequence[Row], served: Sequence[Served | None]) -> list[tuple[list[int], Part]]:
+    """The rows of each GPU that tell something of it, by their indices.
+
+    The GPU with most of them comes first: its figures are where those of the others start.
+    """
+    silent = stalled(rows)
+    by_gpu: dict[str, list[int]] = {}
+    for i, (row, run) in enumerate(zip(rows, served, strict=True)):
+        if run is not None and row.configuration not in silent:
+            by_gpu.setdefault(run.gpu.name, []).append(i)
+    return [
+        (kept, Part([rows[i] for i in kept], [run for i in kept if (run := served[i]) is not None]))
+        for kept in sorted(by_gpu.values(), key=len, reverse=True)
+    ]
+
+
+class Part:
     """Rows of one GPU."""
 
     def __init__(self, rows: Sequence[Row], served: Sequence[Served]) -> None:
@@ -137,14 +147,13 @@ class _Part:
         }
 
     def scales(self, found: Found) -> list[dict[str, Any]]:
-        """The two scalars of each cut."""
+        """The factor of power of each cut."""
         return [
             Scale(
                 **cut._asdict(),
-                step_s=_short(float(found.timing.step_s[i])),
                 power=_short(float(found.watts.factor[i])),
                 source=f"{SOURCE}: {count:.0f} rows",
-            ).model_dump(exclude={"time", "compute"})
+            ).model_dump(exclude={"time", "step_s", "compute"})
             for i, cut in enumerate(self.cuts)
             if (count := self.counts[self.runs.key == i].sum())
         ]
@@ -178,7 +187,6 @@ class _Part:
         for i in present:
             entry = {key: value for key, value in self.cuts[i]._asdict().items()}
             prefix = ".".join(("scales", *(str(value) for value in entry.values())))
-            named[f"{prefix}.step_s"] = float(found.timing.step_s[i])
             named[f"{prefix}.power"] = float(found.watts.factor[i])
         return named
 
