@@ -23,7 +23,7 @@ class Beats:
         clock: Monotonic seconds.
 
     Attributes:
-        fault: Why the last beat failed; empty where it did not.
+        fault: Why a beat has failed since :meth:`take_fault`; empty where none has.
     """
 
     def __init__(
@@ -43,14 +43,18 @@ class Beats:
         """The loop goes on."""
         self._alive_s = self._clock()
 
+    def take_fault(self) -> str:
+        """Why a beat has failed since the last call: then the keeper has let go of everything that was set."""
+        fault, self.fault = self.fault, ""
+        return fault
+
     def _run(self) -> None:
         while not self._end.wait(self._every_s):
             if self._writer is None or self._clock() - self._alive_s > self._hung_after_s:
                 continue
             try:
                 self._writer.beat()
-                self.fault = ""
-            except (ReadingError, OSError) as fault:
+            except ReadingError as fault:
                 self.fault = str(fault)
 
     def __enter__(self) -> Self:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .guards import Bounds, Caps, guard, in_safe_order
+from .keeper.errors import KeeperError
 from .readings import LimitWriter, ReadingError
 
 F64 = NDArray[np.float64]
@@ -29,7 +30,7 @@ class Capper:
         clock: Monotonic seconds.
 
     Attributes:
-        faults: By GPU, why its last write failed; those that went well are not in it.
+        faults: By GPU, or ``keeper``, why the last write failed; what went well is not in it.
         disagreements: Limits read back that are not what was asked for, so far.
         writes: Limits written so far.
     """
@@ -67,12 +68,19 @@ class Capper:
                 break
             self._written_s[slot] = self._clock()
             for gpu in self._gpus[slot]:
-                self._set(writer, gpu, float(caps.watts[slot]) / len(self._gpus[slot]))
+                try:
+                    self._set(writer, gpu, float(caps.watts[slot]) / len(self._gpus[slot]))
+                except KeeperError as fault:
+                    self._gone(fault)
+                    return
 
     def _set(self, writer: LimitWriter, gpu: str, watts: float) -> None:
+        """Sets the limit of a GPU; what is wrong with that GPU alone is noted."""
         try:
             limits = writer.set_power_limit(gpu, watts)
-        except (ReadingError, OSError) as fault:
+        except KeeperError:
+            raise
+        except ReadingError as fault:
             self.faults[gpu] = str(fault)
             self._log("write-failed", gpu=gpu, watts=watts, why=str(fault))
             return
@@ -80,6 +88,16 @@ class Capper:
         self.disagreements += abs(limits.enforced_w - watts) > AGREES_W
         facts = {"requested_w": limits.requested_w, "enforced_w": limits.enforced_w}
         self._log("write", gpu=gpu, watts=watts, **facts)
+
+    def forget_locks(self) -> None:
+        """All clocks are free."""
+        self._locked = {}
+
+    def _gone(self, fault: KeeperError) -> None:
+        """The keeper does nothing, or is gone: nothing is asked of it any more before the next decision."""
+        self.faults["keeper"] = str(fault)
+        self.forget_locks()  # it has set them free, or will
+        self._log("write-failed", why=str(fault))
 
     def lock(self, highest_mhz: Mapping[str, float | None]) -> None:
         """Bounds the clocks of GPUs, those that are to have another bound than they have."""
@@ -90,7 +108,10 @@ class Capper:
                 continue
             try:
                 self._writer.lock_clock(gpu, mhz)
-            except (ReadingError, OSError) as fault:
+            except KeeperError as fault:
+                self._gone(fault)
+                return
+            except ReadingError as fault:
                 self.faults[gpu] = str(fault)
                 self._log("write-failed", gpu=gpu, highest_mhz=mhz, why=str(fault))
                 continue
@@ -101,8 +122,8 @@ class Capper:
         """Lets the keeper set everything back to what it was."""
         if self._writer is None:
             return
-        self._locked = {}
+        self.forget_locks()
         try:
             self._writer.restore()
-        except (ReadingError, OSError) as fault:
-            self.faults["all"] = str(fault)
+        except ReadingError as fault:
+            self.faults["keeper"] = str(fault)

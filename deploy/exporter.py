@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from ..envs.telemetry import LEAD_TIMES_S
 from ..forecaster import QUANTILES, TARGETS
+from ..simulator.errors import InputError
 from ..simulator.kernels.state import STATUS_NAMES
 from .capping import Capper
 from .fallback import RESPONSES
@@ -152,12 +153,19 @@ class Exporter:
 
     Attributes:
         port: The port.
+
+    Raises:
+        InputError: Something else listens there.
     """
 
     def __init__(self, collector: Collector, host: str, port: int) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(collector)
-        self._server, self._thread = start_http_server(port, host, self.registry)
+        try:
+            self._server, self._thread = start_http_server(port, host, self.registry)
+        except OSError as fault:
+            remedy = "Choose another port, or 0 for a free one"
+            raise InputError(f"exporter {host}:{port}", f"cannot be listened at ({fault.strerror})", remedy) from fault
         self.port = int(self._server.server_port)
 
     def close(self) -> None:

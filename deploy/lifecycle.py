@@ -95,6 +95,11 @@ class Life:
         return self._target != Target.KEEP and self._wants != self.model
 
     @property
+    def shall_serve(self) -> bool:
+        """Whether the target is to serve a model."""
+        return self._wants is not None
+
+    @property
     def is_busy(self) -> bool:
         """Whether a command is under way that has not come back."""
         return self._job is not None and not self._job.is_over

@@ -118,6 +118,9 @@ class ControlLoop:
         began_s, progress = self._clock(), self.progress
         telemetry = self._plant.read()
         troubles = self._plant.troubles
+        if gone := self._beats.take_fault():
+            self._plant.forget_locks()
+            troubles = (*troubles, Trouble("limits", "keeper", gone))
         decision, troubles = self._decide(telemetry, troubles)
         action = decision.action if decision else fallback(self._plant.fleet, self._plant.default_w)
         plan = self._plant.plan(action, telemetry)

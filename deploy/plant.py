@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..envs.actions import ClusterAction
+from ..envs.actions import SERVE, ClusterAction
 from ..envs.telemetry import LEAD_TIMES_S, NOBODY_ASKS, Fleet, Telemetry
 from ..simulator.kernels.state import DRAINING, FAILED, LOADING, SERVING
 from .capping import Capper, Log
@@ -203,14 +203,18 @@ class RealPlant:
         """What of an action may be carried out; nothing is changed."""
         wish_w = self._wish_w if action.cap_w is None else action.cap_w
         wish_w = np.where(np.isnan(wish_w), self.default_w, wish_w)
-        on = np.isin(telemetry.status, (LOADING, SERVING, DRAINING))
+        # A server whose metrics are silent may serve all the same; one that shall serve may begin at any time.
+        on = np.isin(telemetry.status, (LOADING, SERVING, DRAINING, FAILED))
+        on |= np.array([life.shall_serve for life in self.lives])
         if action.lifecycle is not None:
-            on |= action.lifecycle >= 3
-        on &= telemetry.status != FAILED
+            on |= action.lifecycle >= SERVE
+        lost = self._lost()
+        on &= ~lost
         leads = [i for i, lead in enumerate(LEAD_TIMES_S) if lead <= self._tick_s] + [1]
         budget_w = float(telemetry.budget_w[leads].min())
-        power_w = telemetry.power_w[-1]
-        caps = self._capper.plan(wish_w, telemetry.cap_w, on, float(power_w[~on].sum()), budget_w)
+        # What a GPU draws that is lost nobody knows, but for the limit that it had.
+        beside_w = np.where(lost, telemetry.cap_w, telemetry.power_w[-1])
+        caps = self._capper.plan(wish_w, telemetry.cap_w, on, float(beside_w[~on].sum()), budget_w)
         return Plan(replace(action, cap_w=caps.watts), caps, budget_w)
 
     def apply(self, action: ClusterAction) -> None:
@@ -229,6 +233,10 @@ class RealPlant:
             for life, target in zip(self.lives, action.lifecycle.tolist(), strict=True):
                 life.command(target)
         self.route(action)
+
+    def forget_locks(self) -> None:
+        """The keeper has set clocks free; they are locked anew when they shall be."""
+        self._capper.forget_locks()
 
     def route(self, action: ClusterAction) -> None:
         """Carries out what of an action is the gateway's."""

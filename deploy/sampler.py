@@ -84,23 +84,27 @@ class Sampler:
     def look(self) -> Look:
         """Looks at everything now; it takes no longer than the time limit."""
         polls: list[Poll[Any]] = [self._gpus, *self._engines.values(), *([self._gateway] if self._gateway else [])]
-        for poll in polls:
-            poll.ask()
+        # An answer that comes after its time is of no use, for nobody knows how old it is: the source is asked anew.
+        late = [poll for poll in polls if not poll.ask()]
         until_s = time.monotonic() + self._timeout_s
         try:
+            if self._gpus in late:
+                raise ReadingError(f"{self._gpus.name} do not answer since an earlier look")
             seen, fault = self._gpus.take(until_s), "is lost"
         except ReadingError as problem:
             seen, fault = {}, str(problem)
         for name, held in self._held_gpus.items():
             self._held_gpus[name] = self._renewed(held, seen.get(name), fault)
         for slot, engine in self._engines.items():
-            self._held_engines[slot] = self._taken(self._held_engines[slot], engine, until_s)
+            self._held_engines[slot] = self._taken(self._held_engines[slot], engine, engine in late, until_s)
         if self._gateway is not None:
-            self._held_gateway = self._taken(self._held_gateway, self._gateway, until_s)
+            self._held_gateway = self._taken(self._held_gateway, self._gateway, self._gateway in late, until_s)
         return Look(self._clock(), dict(self._held_gpus), dict(self._held_engines), self._held_gateway)
 
-    def _taken(self, held: Held[R], poll: Poll[R], until_s: float) -> Held[R]:
+    def _taken(self, held: Held[R], poll: Poll[R], late: bool, until_s: float) -> Held[R]:
         try:
+            if late:
+                raise ReadingError(f"{poll.name} does not answer since an earlier look")
             return self._renewed(held, poll.take(until_s), "")
         except ReadingError as problem:
             return Held(held.reading, held.at_s, str(problem))

@@ -32,11 +32,12 @@ class Rig:
         self.audit = Audit(self.path)
         lock.note = self.audit.write  # type: ignore[method-assign]
         self.mind = Mind(lock.config.scenario, agent, "persistence", patience_s=5.0)
+        self.beats = Beats(lock.writer, 0.05, 600.0)
         self.loop = ControlLoop(
             lock.plant,
             self.mind,
             self.audit,
-            Beats(None, 60.0, 60.0),
+            self.beats,
             TICK_S,
             apply=apply,
             clock=lambda: lock.now_s,

@@ -68,6 +68,22 @@ def test_no_permission_leaves_limits_and_the_agent_goes_on(rig: Rig) -> None:
     assert sum(gpu_limits(rig)) <= BUDGET_W + 1e-3
 
 
+def test_a_keeper_that_goes_and_comes_again(rig: Rig) -> None:
+    with rig.beats:
+        rig.step()
+        rig.lock.stage.kill("keeper")
+        rig.lock.until(lambda: bool(rig.beats.fault), "a beat fails")
+        rig.tick()
+        assert rig.kinds == {"limits"}
+        assert rig.last["by"] == "agent"
+        rig.lock.stage.start_keeper()
+        assert gpu_limits(rig) == FOUND_W
+        rig.tick()
+        rig.tick()
+        assert sum(gpu_limits(rig)) <= BUDGET_W + 1e-3
+        assert not rig.loop.progress.troubles
+
+
 def test_a_gpu_that_is_lost_takes_its_slot_out_and_the_rest_goes_on(rig: Rig) -> None:
     rig.step()
     writes = len(rig.lines("write"))
@@ -77,6 +93,8 @@ def test_a_gpu_that_is_lost_takes_its_slot_out_and_the_rest_goes_on(rig: Rig) ->
     assert rig.last["status"] == [SERVING, FAILED]
     assert rig.last["by"] == "agent"
     assert rig.last["power_w"][1] == 0.0
+    # What it draws nobody knows: its limit is kept for it.
+    assert rig.last["cap_w"][0] + rig.last["cap_in_force_w"][1] <= BUDGET_W + 1e-3
     assert all(line["gpu"] == "0" for line in rig.lines("write")[writes:])
     assert not [line for line in rig.lines("write-failed")]
     before = rig.lock.gateway.read().in_flight
@@ -265,9 +283,14 @@ def test_metrics_name_every_gpu_slot_and_trouble(rig: Rig) -> None:
     from urllib.request import urlopen
 
     rig.step()
-    exporter = Exporter(LoopCollector(rig.lock.plant, rig.lock.capper, rig.loop.progress, apply=True), "127.0.0.1", 0)
+    collector = LoopCollector(rig.lock.plant, rig.lock.capper, rig.loop.progress, apply=True)
+    exporter = Exporter(collector, "127.0.0.1", 0)
     with urlopen(f"http://127.0.0.1:{exporter.port}/metrics", timeout=5) as answer:
         text = answer.read().decode()
+    with pytest.raises(InputError, match=r"exporter 127.0.0.1:\d+: cannot be listened at"):
+        Exporter(
+            LoopCollector(rig.lock.plant, rig.lock.capper, rig.loop.progress, apply=True), "127.0.0.1", exporter.port
+        )
     exporter.close()
     assert 'llmcluster_gpu_enforced_limit_watts{gpu="1"}' in text
     assert 'llmcluster_slot_state{slot="row0/rack0/server0/slot0",state="serving"} 1.0' in text
