@@ -66,7 +66,7 @@ class Lockstep:
                 session,
                 self.gateway,
                 self.writer,
-                self.note,
+                lambda kind, **facts: self.note(kind, **facts),
                 lambda: self.now_s,
             )
             self._thread.start()

@@ -18,6 +18,7 @@ from llmcluster.deploy.exporter import Exporter, LoopCollector
 from llmcluster.deploy.fallback import RESPONSES, ROUTER
 from llmcluster.deploy.mind import Mind
 from llmcluster.deploy.rehearsal.nvml import WRITES
+from llmcluster.envs.actions import ClusterAction
 from llmcluster.envs.observation import Observation
 from llmcluster.simulator.errors import InputError
 from llmcluster.simulator.kernels.state import FAILED, SERVING
@@ -36,6 +37,7 @@ def test_it_decides_holds_the_budget_and_restores(rig: Rig) -> None:
     rig.tick()
     assert [line["by"] for line in rig.lines("decision")] == ["agent", "agent"]
     assert sum(gpu_limits(rig)) <= BUDGET_W + 1e-3
+    assert len(rig.lines("write")) == 2
     for line in rig.lines("write"):
         assert line["requested_w"] == pytest.approx(line["watts"], abs=1e-3)
         assert line["enforced_w"] == pytest.approx(line["watts"], abs=1e-3)
@@ -66,6 +68,21 @@ def test_no_permission_leaves_limits_and_the_agent_goes_on(rig: Rig) -> None:
         rig.lock.stage.gpus.fail(gpu, 0, WRITES)
     rig.tick()
     assert sum(gpu_limits(rig)) <= BUDGET_W + 1e-3
+
+
+def test_clocks_are_locked_once_and_set_free(rig: Rig) -> None:
+    plant, gpus = rig.lock.plant, rig.lock.stage.gpus
+    action = ClusterAction(clock_ratio=np.array([0.5, 1.0]))
+    for _ in range(2):
+        now = plant.read()
+        plant.carry_out(action, plant.plan(action, now), now)
+    highest = rig.lock.stage.feed.kinds[0].clock_max_mhz
+    lock = gpus.clock_lock_mhz(0)
+    assert lock is not None and lock[1] == pytest.approx(highest / 2, abs=15)
+    assert gpus.clock_lock_mhz(1) is None
+    assert len([line for line in rig.lines("write") if "highest_mhz" in line]) == 1
+    plant.restore()
+    assert gpus.clock_lock_mhz(0) is None
 
 
 def test_a_keeper_that_goes_and_comes_again(rig: Rig) -> None:
