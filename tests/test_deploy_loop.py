@@ -46,6 +46,22 @@ def test_it_decides_holds_the_budget_and_restores(rig: Rig) -> None:
     assert gpu_limits(rig) == FOUND_W
 
 
+def test_a_learned_agent_runs_it_as_it_runs_the_simulator(lock: Lockstep, tmp_path: Path) -> None:
+    import torch
+
+    from llmcluster.agents.learned import network_spec, save_agent
+    from llmcluster.agents.network import Actor
+
+    torch.manual_seed(0)
+    save_agent(tmp_path / "agent", Actor(network_spec(lock.env)), {})
+    rig = Rig(lock, tmp_path, agent=str(tmp_path / "agent"))
+    rig.step()
+    rig.tick()
+    assert [line["by"] for line in rig.lines("decision")] == ["agent", "agent"]
+    assert rig.last["wish_w"] is not None
+    assert sum(gpu_limits(rig)) <= BUDGET_W + 1e-3
+
+
 def test_a_dry_run_writes_nothing(lock: Lockstep, tmp_path: Path) -> None:
     rig = Rig(lock, tmp_path, apply=False)
     rig.step()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import signal
 import sys
 import time
@@ -120,6 +121,24 @@ def test_a_loop_that_ends_restores_and_a_dry_run_changes_nothing(stage: Stage) -
         assert stage.stop("loop") == 0
         assert stage.limits_w() == found_w
         assert stage.lines("end")
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_restores_and_the_loop_lives_on(stage: Stage) -> None:
+    stage.configure(limits={"budget_w": 0.5 * TDP_W})
+    with stage:
+        found_w = stage.limits_w()
+        stage.start_loop("uniform-cap", "--apply")
+        stage.until(lambda: sum(stage.limits_w()) <= 0.5 * TDP_W + 0.01, "caps")
+        loop = stage.processes["loop"]
+        _, hard = resource.prlimit(loop.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(loop.pid, resource.RLIMIT_FSIZE, (0, hard))
+        stage.until(lambda: stage.limits_w() == found_w, "limits to be restored")
+        assert 'llmcluster_fallbacks_total{kind="audit"} 0.0' not in stage.metrics()
+        resource.prlimit(loop.pid, resource.RLIMIT_FSIZE, (hard, hard))
+        stage.until(lambda: sum(stage.limits_w()) <= 0.5 * TDP_W + 0.01, "caps again")
+        assert loop.poll() is None
+        assert stage.stop("loop") == 0
 
 
 def test_when_a_backend_dies_only_what_has_begun_there_fails(stage: Stage) -> None:
