@@ -31,7 +31,7 @@ REQUESTS = 40_000
 that runs repeat."""
 SEED = 0
 MEMORY = 2
-"""Ticks over which traffic is averaged: bursts of single ticks are no news of the next minute."""
+"""Ticks of which the busiest counts: traffic comes in bursts, and slots that sleep take long to wake."""
 EXPECTED = ("mean_60s_q0.5",)
 LEAST_REQUESTS_PER_S = 0.1
 """However quiet it is, some request may come."""
@@ -48,7 +48,7 @@ class Mpc(Heuristic):
     """Tries plans on a simulator and takes the first step of the best one (Camacho and Bordons, 2007, ch. 1).
 
     Each tick it sets up a model cluster as the observation tells it (:class:`~llmcluster.agents.twin.Twin`), with
-    Poisson traffic at the rate it believes in: that of the last ticks, grown as the power forecast has it. It knows
+    Poisson traffic at the rate it believes in: that of the last ticks, or more where the power forecast grows. It knows
     nothing of the true requests. On that model it plays the next minute for each plan, from one saved state and against
     the same requests, and adds up the scenario's own reward. Plans are: to stay, what :class:`ForecastLoad` would do,
     all slots on, one slot of a model more or fewer, and caps of a row, or of all, a level up or down; then the
@@ -99,10 +99,11 @@ class Mpc(Heuristic):
         return replace(self._action(best), place=first_fit(self.task, view))
 
     def _believed_requests_per_s(self, view: View) -> float:
-        """Mean traffic of the last ticks, grown as the middle of the power forecast has it."""
+        """Traffic of the busiest of the last ticks, or their mean grown as the middle of the power forecast has it."""
         recent = [*self._recent.get(view.row, [])[1 - MEMORY :], view.cluster("arrivals")]
         self._recent[view.row] = recent
-        return max(float(np.mean(recent)) * self._guide.growth(view, *EXPECTED), LEAST_REQUESTS_PER_S)
+        grown = float(np.mean(recent)) * self._guide.growth(view, *EXPECTED)
+        return max(*recent, grown, LEAST_REQUESTS_PER_S)
 
     def _best(self, view: View, guided: ClusterAction, plant: SimulatedPlant, state: Snapshot, rollouts: int) -> Plan:
         """Hill climbing from the present plan and the guide's, until no neighbour is better or all rollouts are used.

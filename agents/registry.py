@@ -13,6 +13,7 @@ from . import best_constant, greedy_energy, proactive
 from .base import Agent, Task
 from .budget_caps import ForecastCap, ProportionalCap
 from .greedy_energy import GreedyEnergy
+from .headroom import ForecastHeadroom, Headroom
 from .mpc import Mpc
 from .offline_optimal import agent as offline_optimal
 from .offline_optimal.agent import OfflineOptimal
@@ -33,6 +34,8 @@ AGENTS: dict[str, Callable[[Task], Agent]] = {
     "uniform-cap": UniformCap,
     "proportional-cap": ProportionalCap,
     "forecast-cap": ForecastCap,
+    "headroom": Headroom,
+    "forecast-headroom": ForecastHeadroom,
     "follow-load": FollowLoad,
     "follow-power": FollowPower,
     "greedy-energy": GreedyEnergy,
@@ -57,6 +60,11 @@ CANDIDATES: dict[str, Callable[[Task], Mapping[str, Agent]]] = {
     "clairvoyant": partial(tuned_over, Clairvoyant),
 }
 """Agents of which an evaluation first chooses the best candidate on validation traffic; see ``experiments/tune.py``."""
+
+
+def is_registered(name: str) -> bool:
+    """Whether an agent of that name, in the safety layer or not, can be made for any task."""
+    return name.removeprefix(PREFIX) in {*AGENTS, *CANDIDATES}
 
 
 def candidates_of(name: str, task: Task) -> Mapping[str, Agent] | None:

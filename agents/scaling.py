@@ -32,6 +32,11 @@ def capacity_requests_per_s(task: Task, prompt_tokens: float, output_tokens: flo
 
 def deployment_requests_per_s(task: Task, d: int, prompt_tokens: float, output_tokens: float) -> float:
     """Requests per second that a deployment sustains at a well-filled batch, from its cost tables."""
+    return float(PS_PER_S / sum(request_ps(task, d, prompt_tokens, output_tokens)))
+
+
+def request_ps(task: Task, d: int, prompt_tokens: float, output_tokens: float) -> tuple[float, float]:
+    """Time of a deployment that a request takes at a well-filled batch, for its prompt and for its output, ps."""
     records, cost = task.blueprint.tables.deployments, task.blueprint.tables.cost
     longest = cost.shape[2] - 1
     prompt, batch = min(int(prompt_tokens), longest), min(CAPACITY_BATCH, task.fleet.max_num_seqs, longest)
@@ -40,8 +45,7 @@ def deployment_requests_per_s(task: Task, d: int, prompt_tokens: float, output_t
     memory = cost[d, MEMORY, batch] + records["state_ps"][d] * batch + records["kv_read_ps"][d] * cached
     gaps = records["gap_ps"][d] + records["sample_ps"][d] * batch + cost[d, LINK, batch]
     step = host + gaps + max(cost[d, COMPUTE, batch], memory)
-    prefill = cost[d, COMPUTE, prompt] * prompt_tokens / max(prompt, 1)
-    return float(PS_PER_S / (output_tokens * step / batch + prefill))
+    return float(cost[d, COMPUTE, prompt] * prompt_tokens / max(prompt, 1)), float(output_tokens * step / batch)
 
 
 class FollowLoad(Heuristic):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..agents.base import Agent, Heuristic, Task, View, Watcher
-from ..agents.registry import make_agent
+from ..agents.registry import make_agent, scenario_for
 from ..agents.static import all_on
 from ..envs.actions import ClusterAction
 from ..envs.cluster_env import LLMClusterEnv
@@ -58,7 +58,7 @@ def record(scenario: Scenario, agent: str, seed: int) -> Telemetry:
     Returns:
         Power of every second; covariates as the environment hands them to a forecaster, in the last second of a tick.
     """
-    env = LLMClusterEnv(scenario, forecaster="none")
+    env = LLMClusterEnv(scenario_for(agent, scenario), forecaster="none")
     task = Task.of(env)
     actor: Agent = RandomCaps(task, seed) if agent == RANDOM_CAPS else make_agent(agent, task)
     observation, info = env.reset(seed=seed)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..agents.base import Task
-from ..agents.registry import CANDIDATES, make_agent
+from ..agents.registry import CANDIDATES, make_agent, scenario_for
 from ..envs.cluster_env import LLMClusterEnv
 from ..envs.scenario import Scenario
 from ..simulator.errors import InputError
@@ -29,7 +29,7 @@ def check(scenario: Scenario, agent: str, forecasters: Sequence[str]) -> int:
     if len(set(forecasters)) != len(forecasters) or len(forecasters) < 2:
         raise InputError("--forecasters", ",".join(forecasters) or "none given", "Name two or more, each once")
     for name in forecasters:
-        task = Task.of(LLMClusterEnv(scenario, forecaster=name))
+        task = Task.of(LLMClusterEnv(scenario_for(agent, scenario), forecaster=name))
     if agent in CANDIDATES:
         return tuning_episodes(len(CANDIDATES[agent](task)))
     make_agent(agent, task)
@@ -57,7 +57,7 @@ def value(
     rewards: dict[str, list[float]] = {}
     results: dict[str, Any] = {}
     for name in forecasters:
-        env, note = LLMClusterEnv(scenario, forecaster=name), ""
+        env, note = LLMClusterEnv(scenario_for(agent, scenario), forecaster=name), ""
         task = Task.of(env)
         if agent in CANDIDATES:
             note, actor = tuned(env, CANDIDATES[agent](task), seed, tick)

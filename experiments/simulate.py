@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from rich.progress import Progress
 
 from ..agents.base import Task, Watcher
-from ..agents.registry import make_agent
+from ..agents.registry import make_agent, scenario_for
 from ..envs.cluster_env import LLMClusterEnv
 from ..envs.plant import SimulatedPlant
 from ..envs.scenario import Scenario
@@ -67,7 +67,7 @@ def simulate(
         ticks = int(requests.arrival_ps[-1] // (scenario.tick_s * PS_PER_S)) + 1
         scenario = scaled_to(scenario, requests).model_copy(update={"horizon_s": ticks * scenario.tick_s})
     began = time.perf_counter()
-    env = LLMClusterEnv(scenario, engine=engine)
+    env = LLMClusterEnv(scenario_for(agent, scenario), engine=engine)
     if requests is not None:
         requests = for_scenario(requests, env.blueprint.models, tuple(scenario.slo))
     player = make_agent(agent, Task.of(env))

@@ -148,9 +148,13 @@ def servers(*names: str) -> Iterator[list[Server]]:
 
 
 @contextmanager
-def closing_socket(answer: bytes = b"") -> Iterator[str]:
-    """A server that closes every connection once something has come, after an answer."""
+def closing_socket(*answers: bytes) -> Iterator[str]:
+    """A server that closes every connection once something has come.
+
+    POSTs get the answers before, in their order and then the last one again; everything else gets nothing.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
+    left = list(answers)
 
     def serve_all() -> None:
         while True:
@@ -160,8 +164,8 @@ def closing_socket(answer: bytes = b"") -> Iterator[str]:
                 return
             with connection:
                 connection.settimeout(5)
-                connection.recv(65536)
-                connection.sendall(answer)
+                if connection.recv(65536).startswith(b"POST") and left:
+                    connection.sendall(left.pop(0) if len(left) > 1 else left[0])
 
     thread = threading.Thread(target=serve_all, daemon=True)
     thread.start()

@@ -284,7 +284,7 @@ def test_forecasts_are_timed() -> None:
     assert bench("forecast", "--forecaster", "tarot").exit_code != 0
 
 
-@pytest.mark.parametrize("command", ["engine", "env", "forecast", "day"])
+@pytest.mark.parametrize("command", ["engine", "env", "forecast", "gateway", "day"])
 def test_help_has_an_example(command: str) -> None:
     result = bench(command, "--help")
     assert result.exit_code == 0 and f"Example: llmcluster bench {command}" in result.stdout

@@ -196,6 +196,16 @@ def test_a_connection_closed_before_the_first_byte_is_tried_elsewhere(two: Pair,
     assert len(two[0].seen) == 2
 
 
+def test_a_lone_server_is_asked_again_where_it_closed_the_connection() -> None:
+    good = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+    healthy = {"interval_s": 60, "unhealthy_after": 9}
+    with closing_socket(b"", good) as closing, gateway_over({"closing": closing}, health=healthy) as url:
+        assert call(url, "/v1/chat/completions", CHAT)[0] == 200
+    with closing_socket(b"") as closing, gateway_over({"closing": closing}, health=healthy, retries=1) as url:
+        status, _, body = call(url, "/v1/chat/completions", CHAT)
+    assert (status, body["error"]["code"]) == (502, "backend_reset")
+
+
 def test_headers_without_a_body_do_not_bind_the_request_to_the_server(two: Pair) -> None:
     begun = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
     with closing_socket(begun) as closing, gateway_over({"closing": closing, "a": two[0].url}) as url:
@@ -395,3 +405,18 @@ def test_held_requests_are_served_in_their_order(two: Pair, admin_tokens: Path) 
         for thread in threads:
             thread.join(10)
     assert [seen["n"] for seen in two[0].seen] == [0, 1, 2, 3, 4]
+
+
+def test_streams_that_outlast_the_gateway_are_told_so(two: Pair) -> None:
+    two[0].pause_after = 1
+    two[0].hold.clear()
+    got: list[bytes] = []
+    with gateway_over([two[0]], timeouts={"drain_s": 1.0}) as url:
+        content = {**CHAT, "stream": True}
+        thread = threading.Thread(target=lambda: got.append(call(url, "/v1/chat/completions", content)[2]))
+        thread.start()
+        until(lambda: two[0].open == 1)
+    thread.join(10)
+    assert got[0].count(b"data: ") == 3  # who speaks, a token, the error
+    assert b'event: error\ndata: {"error": {"message": "The gateway ends."' in got[0]
+    two[0].hold.set()

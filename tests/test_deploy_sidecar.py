@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -203,6 +204,37 @@ def test_a_decision_that_takes_too_long_is_not_waited_for(tiny_file: str) -> Non
     with serve_sidecar(app) as serving:
         status, _, body = call(serving.url, "/decide", {"telemetry": OBSERVED})
         assert (status, body["error"]["code"]) == (504, "decision_timeout")
+
+
+class Slow:
+    """An agent that waits to be told."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+
+    def predict(self, *_: Any) -> Any:
+        self.go.wait(10)
+        raise RuntimeError
+
+
+def test_decisions_do_not_pile_up(tiny_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow()
+    monkeypatch.setattr("llmcluster.deploy.policy.make_agent", lambda *_: slow)
+    config = SidecarConfig(agent="uniform-cap", scenario=tiny_file, waiting=2, decide_s=20.0)
+    answers: list[int] = []
+    with serve_sidecar(make_sidecar(config)) as serving:
+
+        def ask() -> None:
+            answers.append(call(serving.url, "/decide", {"telemetry": OBSERVED})[0])
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        until(lambda: answers == [429])
+        slow.go.set()
+        for thread in threads:
+            thread.join(10)
+    assert answers == [429, 503, 503]
 
 
 def test_it_runs_as_a_process_of_its_own(tiny_file: str) -> None:

@@ -1,6 +1,7 @@
 """Scenarios times agents: what is played, compared, told and written."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from llmcluster.experiments.matrix import (
     write_matrix,
 )
 from llmcluster.experiments.tune import best_of, thinned, tuning_episodes
+from llmcluster.experiments.write_results import ROOT, write_page
 
 Tiny = Callable[..., dict[str, Any]]
 NAMES = ("least-outstanding", "clairvoyant", "best-constant", "safe:power-of-two")
@@ -147,6 +149,19 @@ def test_a_trace_goes_with_one_scenario(call: Callable[..., Any]) -> None:
     code, _, err = call("evaluate", "--scenario", "all", "--workload", "trace.csv")
     assert code == 2
     assert "--workload: goes with one scenario" in err
+
+
+def test_the_page_of_results_leads_to_all_of_them(outcomes: list[Outcome], tmp_path: Path) -> None:
+    page = write_page(["What was learned.", ""], outcomes, tmp_path).read_text()
+    assert "What was learned." in page and "in each of 2 scenarios" in page
+    for agent, best, rank in standings(outcomes, 0, "least-outstanding"):
+        assert f"| {agent} | {best} | {rank:.1f} |" in page
+    assert "| clairvoyant |" not in page, "it knows the future"
+    assert "| second |" in (tmp_path / "results-scenarios.md").read_text()
+    for text in (page, (ROOT / "docs" / "results.md").read_text()):
+        links = {target for target in re.findall(r"]\(([^)#]+)\)", text)}
+        assert links == {"claims.md", "results-scenarios.md"}
+        assert all((ROOT / "docs" / target).is_file() for target in links)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.progress import Progress
 
-from llmcluster import InputError, LLMClusterEnv
+from llmcluster import InputError, LLMClusterEnv, load_scenario
 from llmcluster.agents.base import Task, View
 from llmcluster.agents.pals.controller import HEADROOM, NOT_SERVING, Pals
 from llmcluster.agents.pals.forecast import MOST, PalsForecast
@@ -151,6 +151,17 @@ def test_foresight_takes_the_announced_budget_and_the_rise_of_power(tiny: Tiny) 
     for watts, times in ((0.0, 1.0), (300.0, 1.0), (idle_w + 1.2 * (300 - idle_w), 1.2), (700.0, MOST)):
         forecast[:2, column] = watts / 700
         assert agent.growth(View(observation, env.observations)) == pytest.approx(times, rel=1e-4)
+
+
+def test_slots_are_ready_for_bursts_of_prompts() -> None:
+    """The code trace is silent for half a minute and then brings a hundred prompts at once, to be answered in 2 s."""
+    env = LLMClusterEnv(load_scenario("azure-code").model_copy(update={"horizon_s": 1200}))
+    agent, seeds = Pals(Task.of(env)), range(2)
+    assert agent._headroom > 4 * HEADROOM
+    ready = np.array([play(env, agent, "pals", seed).summary.slo_attainment for seed in seeds])
+    agent._headroom[:] = HEADROOM
+    bare = np.array([play(env, agent, "pals", seed).summary.slo_attainment for seed in seeds])
+    assert (1 - ready < (1 - bare) / 2).all(), "half of the misses at most"
 
 
 def test_slots_that_do_not_serve_get_the_lowest_cap_and_their_draw_is_set_aside(tiny: Tiny) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 from llmcluster import InputError, LLMClusterEnv
 from llmcluster.agents.base import Task
 from llmcluster.agents.pals.allocation import Ladder, Limit, allocate
+from llmcluster.agents.pals.bursts import Remembered, burst, limit_s
 from llmcluster.agents.pals.controller import Pals
 from llmcluster.agents.pals.feedback import CORRECTION, SUSTAINED, Feedback
-from llmcluster.agents.pals.profiles import Profiles, tpot_limit_s
+from llmcluster.agents.pals.profiles import Profiles
 from llmcluster.agents.pals.recorded import recorded
 from llmcluster.agents.pals.sweep import fewer, lengths_of, mean_tokens, sweep
 from llmcluster.agents.pals.table import PowerTable, Seconds
@@ -138,8 +140,43 @@ def test_lengths_are_those_of_the_models_own_stream(tiny: Tiny) -> None:
     classes = {"strict": {"tpot_s": 0.02}, "lax": {"tpot_s": 0.3}}
     asked = [one | {"slo_class": name} for one, name in zip(streams, classes, strict=True)]
     strict = LLMClusterEnv(tiny(servers, workload={"streams": asked}, slo=classes)).scenario
-    assert [tpot_limit_s(strict, name) for name in (MODEL, "Qwen3-8B", "Qwen3-4B")] == [0.02, 0.3, 0.02]
+    assert [limit_s(strict, name, "tpot_s") for name in (MODEL, "Qwen3-8B", "Qwen3-4B")] == [0.02, 0.3, 0.02]
     assert fewer(np.arange(100)).tolist()[:: len(fewer(np.arange(100))) - 1] == [0, 99]
+
+
+@given(st.lists(st.floats(0, 100), min_size=2, max_size=50), st.sampled_from([1, 10]))
+def test_peaks_are_remembered_and_fade(rates: list[float], tick_s: int) -> None:
+    traffic = Remembered(tick_s, np.zeros(1), np.zeros(1))
+    for rate in rates:
+        before = traffic.peak
+        traffic.take(np.array([rate]))
+        assert 0 <= traffic.mean[0] <= traffic.peak[0] <= max(rates) * (1 + 1e-9)
+        assert traffic.peak[0] >= before[0] * np.exp(-tick_s / 60) * (1 - 1e-9)
+    for _ in range(600 // tick_s):
+        traffic.take(np.array([5.0]))
+    assert traffic.mean[0] == traffic.peak[0] == pytest.approx(5.0, rel=1e-2)
+
+
+def test_bursts_are_those_of_the_arrivals_within_the_time_to_first_token(tiny: Tiny) -> None:
+    def expected(arrivals: dict[str, Any], ttft_s: float = 2.0, tick_s: int = 10) -> float:
+        stream = {"requests": {"kind": "azure-2023-code"}, "arrivals": arrivals}
+        world = tiny(workload=stream, slo={"default": {"ttft_s": ttft_s}}, tick_s=tick_s)
+        return burst(LLMClusterEnv(world).scenario, MODEL)
+
+    code, even = ({"kind": kind, "rate_per_s": 20.0} for kind in ("azure-2023-code", "poisson"))
+    # Of Poisson counts of 40 requests in 2 s, 95 % are below 51.
+    assert 1.0 < expected(even, tick_s=1) < 51 / 40
+    assert expected(code) > 4 > 2 > expected(even)
+    assert expected(code, 0.5) > expected(code, 2.0) > expected(code, 8.0)
+    assert expected(code, 10.0) == 1.0, "the mean over that time is what the controller sees"
+    assert expected({"kind": "closed-loop", "clients": 8}) == 1.0
+
+
+def test_a_trace_tells_nothing_of_bursts_beforehand(tiny: Tiny, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n" + "".join(f"{i},10,10\n" for i in (0, 0, 0, 50)))
+    scenario = LLMClusterEnv(tiny(workload={"file": str(trace)})).scenario
+    assert burst(scenario, MODEL) == 1.0
 
 
 # --- choice -------------------------------------------------------------------------------------------------------

@@ -10,8 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.progress import Progress
 
+from llmcluster.agents.registry import scenario_for
 from llmcluster.envs.plant import SimulatedPlant
 from llmcluster.envs.scenario import load_scenario
+from llmcluster.experiments.evaluate import evaluate
+from llmcluster.experiments.forecast_simulated import record
+from llmcluster.experiments.forecast_value import value
 from llmcluster.experiments.simulate import request_table, second_table, simulate
 from llmcluster.simulator import results
 from llmcluster.simulator.errors import InputError
@@ -162,3 +166,16 @@ def test_results_as_they_finish_are_the_results_at_the_end(tmp_path: Path, plant
     seconds = second_table(plant)
     assert pq.read_table(tmp_path / "seconds.parquet").to_pydict() == seconds.drop_columns("budget_w").to_pydict()
     assert seconds.column_names[:4] == ["second", "slot", "status", "budget_w"]
+
+
+def test_an_agent_named_after_a_router_gets_it_wherever_it_plays() -> None:
+    """The scenario lists other routers: the agent brings its own, or would be least-outstanding under another name."""
+    scenario, names = load_scenario("small"), ("least-outstanding", "power-of-two")
+    assert scenario_for(names[1], scenario).actions.routers == (*scenario.actions.routers, names[1])
+    with Progress(disable=True) as progress:
+        simulated = [simulate(scenario, name, 3, progress)[1]["reward"] for name in names]
+        judged = [evaluate(scenario, [name], 1, 3, progress)[0].episodes[0].reward for name in names]
+    worth = [value(scenario, name, ("none", "persistence"), 1, 3)["results"]["none"]["reward"][0] for name in names]
+    recorded = [record(scenario, name, 3).power_w.sum() for name in names]
+    assert worth == judged
+    assert all(len(set(found)) == len(names) for found in (simulated, judged, recorded))

@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from llmcluster import InputError
 from llmcluster.experiments import write_claims
 from llmcluster.experiments.statistics import Interval
-from llmcluster.experiments.suites.plots import draw
+from llmcluster.experiments.suites.plots import draw, draw_bars
 from llmcluster.experiments.suites.registry import SUITES
 from llmcluster.experiments.suites.show import entry, measured, suite_names
 from llmcluster.experiments.suites.suite import Plot
@@ -89,6 +92,20 @@ def test_pictures_repeat_and_differ(tmp_path: Path) -> None:
     for name, result in (("a", one), ("b", one), ("c", other)):
         draw(result, result.plots[0], tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() != (tmp_path / "c").read_bytes()
+
+
+def test_bars_stand_over_their_words_though_some_are_missing() -> None:
+    lines = [("low", "a", 1.0), ("low", "b", 2.0), ("high", "b", 3.0), ("high", "a", 4.0), ("highest", "b", 5.0)]
+    rows = [{"load": load, "agent": agent, "speed": speed} for load, agent, speed in lines]
+    axes = Figure().subplots()
+    draw_bars(axes, Plot("", "", "load", ("speed",), by="agent", kind="bars"), rows)
+    words = [label.get_text() for label in axes.get_xticklabels()]
+    bars = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    standing = {(words[round(bar.get_x() + bar.get_width() / 2)], bar.get_height()) for bar in bars}
+    assert words == ["low", "high", "highest"]
+    assert standing == {(load, speed) for load, _, speed in lines}
+    edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars)
+    assert all(end <= begin + 1e-9 for (_, end), (begin, _) in pairwise(edges)), "no bar hides another"
 
 
 @pytest.mark.parametrize("plot", [Plot("x", "Slowness", "load", ("speed",)), Plot("x", "Speed", "load", ("weight",))])

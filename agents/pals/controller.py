@@ -14,6 +14,7 @@ from ...envs.observation import BACKLOG_SCALE
 from ..base import Heuristic, Task, View
 from ..static import ROUNDING, all_on, first_fit
 from .allocation import Ladder, Limit, allocate
+from .bursts import AVERAGED_S, Remembered
 from .feedback import EPSILON, Feedback
 from .profiles import Profiles
 from .table import PowerTable
@@ -26,11 +27,8 @@ I64 = NDArray[np.int64]
 
 HEADROOM = 1.15
 """Throughput asked of the tables over what is wanted: requests differ, so a mean that just meets its target misses it
-half of the time, and a slot that is just fast enough lets queues grow without end."""
-AVERAGED_S = 10.0
-"""Time over which traffic and throughput are averaged."""
-REMEMBERED_S = 60.0
-"""Time in which the memory of a peak of traffic fades: where it comes in bursts, the next one finds the slots ready."""
+half of the time, and a slot that is just fast enough lets queues grow without end. Where bursts of prompts are expected
+that their TTFT leaves no time to work off, it is more; see :mod:`~llmcluster.agents.pals.bursts`."""
 DRAINED_S = 10.0
 """Time in which requests that wait are to be worked off."""
 RAISED = 0.01
@@ -44,8 +42,7 @@ class Memory:
 
     Attributes:
         feedback: Errors so far.
-        traffic: Output tokens per second that arrive, averaged.
-        peak: The same, as high as it was lately.
+        traffic: Output tokens per second that arrive.
         demand: The traffic; or the target as it was given, with its headroom.
         measured: Output tokens per second that are generated, averaged.
         prompts: Prompts per second, by their tokens and averaged: they tell which models the traffic is for.
@@ -56,8 +53,7 @@ class Memory:
     """
 
     feedback: Feedback
-    traffic: F64
-    peak: F64
+    traffic: Remembered
     demand: F64
     measured: F64
     prompts: F64
@@ -77,7 +73,9 @@ class Pals(Heuristic):
 
     The paper is given its target from above; here it is that, or what the traffic asks for. It runs every 500 ms, this
     at the scenario's tick, which has whole seconds. Configurations that break the SLO's time per output token count as
-    infeasible; the paper looks at throughput alone. All slots serve.
+    infeasible, and the throughput asked for is as much above what the traffic was lately as bursts of prompts are
+    expected to exceed it within the SLO's time to first token; the paper looks at throughput alone, over half seconds,
+    in which a burst is not averaged away. All slots serve.
 
     Args:
         task: What may be known beforehand.
@@ -109,8 +107,8 @@ class Pals(Heuristic):
         row = np.array([slot.row for slot in task.blueprint.slots])
         limited = [i for i, spec in enumerate(task.scenario.cluster.rows) if spec.power_limit_share is not None]
         self._rows = [row == i for i in limited]
+        self._headroom = np.where(self._endless, HEADROOM, np.maximum(HEADROOM, self._profiles.readiness))
         self._renewed = 1 - np.exp(-task.scenario.tick_s / AVERAGED_S)
-        self._fades = np.exp(-task.scenario.tick_s / REMEMBERED_S)
         self._memory: dict[int, Memory] = {}
 
     def watch(self, env: LLMClusterEnv) -> None:
@@ -125,14 +123,15 @@ class Pals(Heuristic):
         """Caps and batch limits for the next tick; see :class:`Heuristic`."""
         models = len(self.task.fleet.models)
         if view.row not in self._memory:
-            self._memory[view.row] = Memory(Feedback(models, self.task.scenario.tick_s), *np.zeros((5, models)))
+            tick_s, none = self.task.scenario.tick_s, np.zeros(models)
+            self._memory[view.row] = Memory(Feedback(models, tick_s), Remembered(tick_s, none, none), none, none, none)
         memory = self._memory[view.row]
         deployment, model = self._deployments(view)
         ladders = [self._profiles.ladder(d) if d != NOT_SERVING else None for d in deployment.tolist()]
         if not len(memory.deployment):
             # Nobody knows yet what will come.
             most = [0.0 if ladder is None else ladder.tokens_per_s[-1] for ladder in ladders]
-            memory.peak = np.bincount(model, most, models).astype(np.float64)
+            memory.traffic.peak = np.bincount(model, most, models).astype(np.float64)
         target = self._target(view, memory, model)
         limits = self._limits(view, deployment != NOT_SERVING)
         limit_w = np.array([limit.watts for limit in limits])
@@ -145,14 +144,14 @@ class Pals(Heuristic):
         self, ladders: list[Ladder | None], model: I64, target: F64, limits: list[Limit], feedback: Feedback
     ) -> I64:
         """Steps on the ladders. Where a headroom would leave another model short, all go without, if that helps."""
-        bare = target * feedback.correction / HEADROOM
+        bare = target * feedback.correction / self._headroom
 
         def tried(wanted: F64) -> tuple[I64, bool]:
             step = allocate(ladders, model, wanted, self._endless, limits, feedback.power_ratio)
             tokens = [0.0 if one is None else one.tokens_per_s[k] for one, k in zip(ladders, step, strict=True)]
             return step, bool((np.bincount(model, tokens, len(wanted)) >= bare * (1 - ROUNDING)).all())
 
-        step, enough = tried(bare * HEADROOM)
+        step, enough = tried(bare * self._headroom)
         if enough:
             return step
         without, enough = tried(bare)
@@ -189,16 +188,15 @@ class Pals(Heuristic):
         memory.measured = average(memory.measured, by_model(view.slot("output_tokens_per_s")))
         seen = memory.prompts.sum()
         share = memory.prompts / seen if seen > 0 else np.full(models, 1 / models)
-        memory.traffic = average(memory.traffic, view.cluster("arrivals") * share * output_tokens)
-        memory.peak = np.maximum(memory.traffic, self._fades * memory.peak)
-        memory.demand = np.where(self._endless, HEADROOM * self._given, memory.traffic)
+        memory.traffic.take(view.cluster("arrivals") * share * output_tokens)
+        memory.demand = np.where(self._endless, HEADROOM * self._given, memory.traffic.mean)
         held = _requests(np.array(view.cluster("held_at_gateway")))
         waiting = by_model(_requests(view.slot("waiting"))) + held * share
         backlog = waiting * output_tokens / DRAINED_S
         memory.feedback.attain(view.cluster("slo_attainment"))
-        expected = memory.peak * memory.feedback.reserve * self.growth(view)
+        expected = memory.traffic.peak * memory.feedback.reserve * self.growth(view)
         ready = np.where(self._endless, self._given, expected + backlog)
-        return np.asarray(HEADROOM * ready)
+        return np.asarray(self._headroom * ready)
 
     def _limits(self, view: View, serves: NDArray[np.bool_]) -> list[Limit]:
         """What the others leave of the budget, and of the limits of rows, to the slots that serve."""

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from ...envs.scenario import Scenario
 from ...simulator.errors import InputError
 from ..base import Task
+from ..scaling import request_ps
 from .allocation import Ladder
+from .bursts import burst, limit_s
 from .sweep import fewer, lengths_of, mean_tokens, sweep
 from .table import PowerTable
 
@@ -45,6 +46,16 @@ class Profiles:
         tokens = [mean_tokens(lengths_of(task.scenario, name)) for name in task.fleet.models]
         self.prompt_tokens, self.output_tokens = np.array(tokens).T
         """Tokens of a request to be expected of each model (M,)."""
+        self.readiness = np.array([self._readiness(m) for m in range(len(tokens))])
+        """How many times the traffic that is remembered of each model its slots must be ready for (M,)."""
+
+    def _readiness(self, model: int) -> float:
+        """Of a burst only the prompts must be computed within the time to first token; its outputs spread out."""
+        task = self._task
+        held = [d for d in range(len(task.blueprint.deployments)) if task.blueprint.deployments[d].model == model]
+        taken = [request_ps(task, d, self.prompt_tokens[model], self.output_tokens[model]) for d in held]
+        share = max((prompt / (prompt + output) for prompt, output in taken), default=0.0)
+        return 1 + share * (burst(task.scenario, task.fleet.models[model]) - 1)
 
     def table(self, deployment: int) -> PowerTable:
         """Table of a deployment of the blueprint, at the caps and batches that may be set."""
@@ -71,13 +82,5 @@ class Profiles:
         """Configurations of a deployment that may be chosen."""
         if deployment not in self._ladders:
             name = self._task.fleet.models[self._task.blueprint.deployments[deployment].model]
-            self._ladders[deployment] = Ladder.of(self.table(deployment), tpot_limit_s(self._task.scenario, name))
+            self._ladders[deployment] = Ladder.of(self.table(deployment), limit_s(self._task.scenario, name, "tpot_s"))
         return self._ladders[deployment]
-
-
-def tpot_limit_s(scenario: Scenario, model: str) -> float:
-    """Time per output token that the strictest client of a model allows, seconds."""
-    streams = scenario.workload.streams or (scenario.workload,)
-    classes = {stream.slo_class for stream in streams if stream.model in (model, None)}
-    named = [scenario.slo[name].tpot_s for name in classes if name in scenario.slo]
-    return min(named or [slo.tpot_s for slo in scenario.slo.values()])

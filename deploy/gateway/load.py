@@ -60,13 +60,14 @@ def measure(load: Load) -> dict[str, Any]:
         ``direct_ms`` and ``gateway_ms``, the time of a short request at some percentiles, and ``added_ms``, their
         difference; of the streams how many came to their end (``completed``), how much later than without anything in
         between their tokens came (``token_delay_ms``, from the server's write to the client's read), how much longer
-        than planned they took (``stretch``), and what share of a core the gateway had (``gateway_cpu``).
+        than planned they took (``stretch``), what share of a core the gateway had (``gateway_cpu``), and how much of
+        its time a token cost it (``gateway_us_per_token``), which is the figure to trust where others share the cores.
     """
     with _server() as upstream, _gateway(upstream) as (gateway, process):
         direct_ms, gateway_ms = uvloop.run(_short(upstream, gateway, load.requests))
         before_s, began_s = _cpu_s(process), time.monotonic()
         streams = uvloop.run(_streams(gateway, load))
-        cpu = (_cpu_s(process) - before_s) / (time.monotonic() - began_s)
+        cpu_s, took_s = _cpu_s(process) - before_s, time.monotonic() - began_s
     added = {name: gateway_ms[name] - direct_ms[name] for name in direct_ms}
     return {
         "load": asdict(load),
@@ -74,7 +75,8 @@ def measure(load: Load) -> dict[str, Any]:
         "gateway_ms": gateway_ms,
         "added_ms": added,
         **streams,
-        "gateway_cpu": cpu,
+        "gateway_cpu": cpu_s / took_s,
+        "gateway_us_per_token": cpu_s * 1e6 / (load.streams * _tokens(load)),
     }
 
 

@@ -73,9 +73,9 @@ class Proxy:
                 await self._serve(journey, client, about)
         except ClientGoneError:
             journey.status = CLIENT_GONE
-        except asyncio.CancelledError:
-            journey.status = 503
-            raise
+        except asyncio.CancelledError:  # the gateway ends, and the request has not done so in the time that it had
+            news = RefusalError(503, "shutting_down", "The gateway ends.", {"retry-after": "1"})
+            await self._break_off(news, journey, client, about)
         finally:
             self._metrics.went(journey, self._clock())
 
@@ -102,11 +102,11 @@ class Proxy:
             journey.status = refusal.status
             await client.refuse(refusal, about)
         except BrokenOffError as fault:
-            journey.broken = True
             await self._break_off(RefusalError(502, "answer_broken_off", str(fault)), journey, client, about)
 
     async def _break_off(self, news: RefusalError, journey: Journey, client: Downstream, about: list[Header]) -> None:
         """Ends an answer that cannot be ended as it should."""
+        journey.broken = True
         if not client.started:
             journey.status = news.status
             await client.refuse(news, about)

@@ -60,6 +60,24 @@ def print_env(result: dict[str, Any], console: Console) -> None:
     )
 
 
+def print_gateway(result: dict[str, Any], console: Console) -> None:
+    """Prints what ``llmcluster bench gateway`` found."""
+    table = Table("ms", "p50", "p90", "p99", box=box.SIMPLE)
+    for title, key in (
+        ("request without gateway", "direct_ms"),
+        ("request through the gateway", "gateway_ms"),
+        ("difference", "added_ms"),
+        ("token of a stream, from write to read", "token_delay_ms"),
+    ):
+        table.add_row(title, *(f"{value:.3f}" for value in result[key].values()))
+    console.print(table)
+    console.print(
+        f"{result['completed']:,} of {result['load']['streams']:,} streams came to their end, "
+        f"{result['stretch']:.1%} later than planned at most; a token took {result['gateway_us_per_token']:.1f} µs of "
+        f"the gateway's processor time, of which it had {result['gateway_cpu']:.2f} cores"
+    )
+
+
 def print_day(result: dict[str, Any], console: Console) -> None:
     """Prints what ``llmcluster bench day`` found."""
     console.print(

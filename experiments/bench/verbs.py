@@ -1,4 +1,4 @@
-"""The verbs `llmcluster bench engine`, `llmcluster bench env` and `llmcluster bench day`."""
+"""The verbs of `llmcluster bench`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from ...simulator.errors import InputError
 from ..output import JsonOption, SeedOption, announce_compilation, people, progress_bar, write_json
 
 app = typer.Typer(
-    help="Speed of the engine, the environment and forecasts, and a day of a large cluster.", no_args_is_help=True
+    help="Speed of engine, environment, forecasts and gateway, and a day of a large cluster.", no_args_is_help=True
 )
 
 GpuOption = Annotated[str, typer.Option(help="Name of a GPU in the catalogue")]
@@ -137,6 +138,26 @@ def env_command(
         measured = measure_env(loaded, copies, rounds, seed, lambda: progress.advance(bar))
     result = {**measured, "compile_s": compiling_s}
     print_env(result, people(json_file))
+    write_json(result, json_file)
+
+
+@app.command("gateway", epilog="Example: llmcluster bench gateway --streams 1000 --tokens-per-s 20 --json -")
+def gateway_command(
+    requests: Annotated[int, typer.Option(min=1, help="Short requests, one after the other")] = 2000,
+    streams: Annotated[int, typer.Option(min=1, help="Streams at once")] = 1000,
+    tokens_per_s: Annotated[float, typer.Option(min=0.1, help="Tokens per second of a stream")] = 20.0,
+    length_s: Annotated[float, typer.Option(min=0.1, help="Length of a stream, seconds")] = 10.0,
+    json_file: JsonOption = None,
+) -> None:
+    """Time what the gateway adds to a request, and try how many streams it carries, in three processes."""
+    try:
+        from ...deploy.gateway.load import Load, measure
+    except ModuleNotFoundError as fault:
+        raise InputError("bench gateway", f"needs {fault.name}", "Run pip install 'llmcluster[deploy]'") from fault
+    from .tables import print_gateway
+
+    result = measure(Load(requests, streams, tokens_per_s, length_s))
+    print_gateway(result, people(json_file))
     write_json(result, json_file)
 
 

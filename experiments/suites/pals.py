@@ -38,7 +38,7 @@ from .pals_worlds import (
     serving,
     unconstrained,
 )
-from .suite import Claim, SuiteResult, Verdict
+from .suite import Claim, Plot, SuiteResult, Verdict
 
 Make = Callable[[Task], Agent]
 Row = Mapping[str, str | float]
@@ -264,13 +264,19 @@ def run(episodes: int, seed: int, progress: Progress) -> SuiteResult:
     trial = Trial(held_out_seeds(seed, episodes), seed, progress)
     claims: list[Claim] = []
     tables: dict[str, tuple[Row, ...]] = {}
+    plots: list[Plot] = []
     for kind, node in SINGLE.items():
-        tables[f"Tokens per joule, {kind}: {node.gpus} GPUs with {node.model}"], claim = trial.efficiency(kind, node)
+        title = f"Tokens per joule, {kind}: {node.gpus} GPUs with {node.model}"
+        tables[title], claim = trial.efficiency(kind, node)
+        plots.append(Plot(title, title, "load", ("tokens/J",), by="agent", kind="bars"))
         claims.append(claim)
     for kind, nodes in SHARED.items():
-        tables[f"QoS under a power budget, {kind}"], claim = trial.qos(kind, nodes)
+        title = f"QoS under a power budget, {kind}"
+        tables[title], claim = trial.qos(kind, nodes)
+        plots.append(Plot(title, title, "budget", ("violations %",), by="agent", kind="bars"))
         claims.append(claim)
     for kind, node in SINGLE.items():
         tables[f"A budget that moves, {kind}: {node.gpus} GPUs with {node.model}"], more = trial.tracking(kind, node)
         claims += more
-    return SuiteResult("pals", "PALS: power caps and batch limits together", tuple(claims), tables, ASSUMED)
+    title = "PALS: power caps and batch limits together"
+    return SuiteResult("pals", title, tuple(claims), tables, ASSUMED, tuple(plots))

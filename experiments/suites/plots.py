@@ -34,38 +34,51 @@ def draw(result: SuiteResult, plot: Plot, path: Path) -> None:
         raise InputError(where, f"there is no table '{plot.table}' with {', '.join(columns)}", "Name what there is")
     figure = Figure(figsize=INCHES, layout="constrained")
     axes = figure.subplots()
-    series = list(_series(plot, rows))
-    for number, (name, lines, y) in enumerate(series):
-        _draw(axes, plot, number, len(series), name, lines, y)
+    count = (draw_bars if plot.kind == "bars" else _draw_lines)(axes, plot, rows)
     axes.set_title(plot.title, fontsize=10)
     axes.set_xlabel(plot.x, fontsize=9)
     axes.set_ylabel(plot.y[0] if len(plot.y) == 1 else "", fontsize=9)
     axes.grid(color="#e4e7ea", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8)
-    if len(series) > 1:
+    if count > 1:
         axes.legend(fontsize=8, frameon=False)
     with whole(path) as partial:
         figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None})
 
 
 def _series(plot: Plot, rows: Sequence[Line]) -> Iterator[tuple[str, list[Line], str]]:
-    """Name, rows and column of each line."""
+    """Name, rows and column of what is drawn in one colour."""
     for group in dict.fromkeys(row[plot.by] for row in rows) if plot.by else [""]:
         lines = [row for row in rows if not plot.by or row[plot.by] == group]
         for y in plot.y:
             yield (", ".join(str(part) for part in (group, y if len(plot.y) > 1 else "") if part), lines, y)
 
 
-def _draw(axes: Axes, plot: Plot, number: int, count: int, name: str, lines: list[Line], y: str) -> None:
-    colour, values = COLOURS[number % len(COLOURS)], np.array([float(line[y]) for line in lines])
-    if plot.kind == "bars":
-        width = 0.8 / count
-        at = np.arange(len(lines)) + (number - (count - 1) / 2) * width
-        axes.bar(at, values, width, color=colour, label=name)
-        axes.set_xticks(np.arange(len(lines)), [str(line[plot.x]) for line in lines])
-        return
-    x = np.array([float(line[plot.x]) for line in lines])
-    style = "-" if plot.kind == "line" else ""
-    marker = MARKERS[number % len(MARKERS)] if len(lines) < 40 else ""
-    axes.plot(x, values, style, marker=marker, markersize=4, color=colour, linewidth=1.3, label=name)
+def _colour(number: int) -> str:
+    return COLOURS[number % len(COLOURS)]
+
+
+def draw_bars(axes: Axes, plot: Plot, rows: Sequence[Line]) -> int:
+    """Draws bars side by side over each word of the axis; a series that has no row for one leaves a gap.
+
+    Returns:
+        Number of series.
+    """
+    series, words = list(_series(plot, rows)), list(dict.fromkeys(str(row[plot.x]) for row in rows))
+    width = 0.8 / len(series)
+    for number, (name, lines, y) in enumerate(series):
+        at = np.array([words.index(str(line[plot.x])) for line in lines]) + (number - (len(series) - 1) / 2) * width
+        axes.bar(at, [float(line[y]) for line in lines], width, color=_colour(number), label=name)
+    axes.set_xticks(np.arange(len(words)), [word.replace(" ", "\n") for word in words])
+    return len(series)
+
+
+def _draw_lines(axes: Axes, plot: Plot, rows: Sequence[Line]) -> int:
+    series = list(_series(plot, rows))
+    for number, (name, lines, y) in enumerate(series):
+        x, values = (np.array([float(line[column]) for line in lines]) for column in (plot.x, y))
+        style = "-" if plot.kind == "line" else ""
+        marker = MARKERS[number % len(MARKERS)] if len(lines) < 40 else ""
+        axes.plot(x, values, style, marker=marker, markersize=4, color=_colour(number), linewidth=1.3, label=name)
+    return len(series)

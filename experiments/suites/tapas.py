@@ -18,7 +18,7 @@ from ...envs.cluster_env import LLMClusterEnv
 from ..rollout import play
 from ..seeds import held_out_seeds
 from ..statistics import Interval, mean_interval, paired_interval
-from .suite import Claim, SuiteResult, Verdict
+from .suite import Claim, Plot, SuiteResult, Verdict
 
 WARMUP_S = 120
 OVERSUBSCRIBED = 1.4
@@ -328,6 +328,10 @@ def _judged(runs: Mapping[tuple[str, str], list[Run]], rng: np.random.Generator)
             f"The forecast-aware version reads `{FORECASTER}`, which was trained on other clusters, without tenants; "
             "where its upper quantile is high, so is the reserve.",
             "Regressions are learnt from three episodes of a profiling controller on seeds of its own, without events.",
+        ),
+        plots=tuple(
+            Plot(f"{title}: mean an episode", title, "agent", ("thermal events", "s above a row's limit"), kind="bars")
+            for title in tables
         ),
     )
 
