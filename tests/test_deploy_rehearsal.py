@@ -8,7 +8,9 @@ import resource
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ def client(stage: Stage) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(base_url=f"{stage.gateway_url}/v1", api_key="none", max_retries=0, timeout=120.0)
 
 
-async def ask(api: openai.AsyncOpenAI, prompt: int, output: int) -> int:
+async def ask(api: openai.AsyncOpenAI, prompt: int, output: int, begins: Callable[[], object] = lambda: None) -> int:
     """Streams one answer; gives its tokens."""
     stream = await api.completions.create(
         model=MODEL,
@@ -52,6 +54,7 @@ async def ask(api: openai.AsyncOpenAI, prompt: int, output: int) -> int:
     )
     tokens = 0
     async for piece in stream:
+        begins()
         if piece.usage is not None:
             tokens = piece.usage.completion_tokens
     return tokens
@@ -155,9 +158,9 @@ def test_when_a_backend_dies_only_what_has_begun_there_fails(stage: Stage) -> No
 async def through_a_death(stage: Stage) -> tuple[list[Any], list[Any]]:
     """Eight long answers under way, then a server dies, and at once twelve more are asked for."""
     async with client(stage) as api:
-        begun = [asyncio.create_task(ask(api, 50, 400)) for _ in range(8)]
-        running: Callable[[], int] = lambda: sum(stage.machine.queues(slot)[0] for slot in range(4))  # noqa: E731
-        while await asyncio.to_thread(stage.servers.call, running) < 8:
+        pieces: Counter[int] = Counter()
+        begun = [asyncio.create_task(ask(api, 50, 400, partial(pieces.update, [i]))) for i in range(8)]
+        while len(pieces) < 8:
             await asyncio.sleep(0.01)
         await asyncio.to_thread(stage.servers.kill, stage.machine.slots[1])
         whole = await asyncio.gather(*(ask(api, 50, 40) for _ in range(12)), return_exceptions=True)
