@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,6 +61,7 @@ class EngineReading:
         prompt_tokens: Prompt tokens computed so far.
         output_tokens: Tokens generated so far.
         preemptions: Requests that lost their cache so far.
+        iterations: Iterations so far, 0 where the server does not tell.
         asleep: Whether the server sleeps.
     """
 
@@ -71,6 +72,7 @@ class EngineReading:
     prompt_tokens: float = 0.0
     output_tokens: float = 0.0
     preemptions: float = 0.0
+    iterations: float = 0.0
     asleep: bool = False
 
 
@@ -137,8 +139,16 @@ class GatewayClient(Protocol):
             ReadingError: It does not answer in time.
         """
 
-    def steer(self, router: str | None, weights: Mapping[str, float], limits: Mapping[str, int]) -> None:
+    def steer(
+        self,
+        router: str | None,
+        weights: Mapping[str, float],
+        limits: Mapping[str, int],
+        closed: Sequence[str] | None = None,
+    ) -> None:
         """Sets router, routing weights and in-flight limits (0 for none); they lapse unless set again in time.
+
+        Backends that are ``closed`` take no new request; where it is not given, those of weight 0.
 
         Raises:
             ReadingError: It does not answer in time, or refuses.

@@ -150,6 +150,17 @@ def make_sidecar(config: SidecarConfig) -> Starlette:
     return app
 
 
+def run(config: SidecarConfig) -> None:
+    """Runs the sidecar until SIGTERM or SIGINT.
+
+    Raises:
+        InputError: There is no such agent or scenario, or it cannot listen where it shall.
+    """
+    app = make_sidecar(config)
+    with listen(config.host, config.port) as made:
+        make_server(app, config.limits, config.timeouts).run(sockets=[made])
+
+
 def main() -> None:
     """Runs the sidecar until it is told to end."""
     parser = argparse.ArgumentParser(prog="python -m llmcluster.deploy.sidecar", description="An agent behind HTTP.")
@@ -160,10 +171,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=Path, metavar="FILE", help="bearer tokens, a line each")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        config = SidecarConfig(**vars(parser.parse_args()))
-        app = make_sidecar(config)
-        with listen(config.host, config.port) as made:
-            make_server(app, config.limits, config.timeouts).run(sockets=[made])
+        run(SidecarConfig(**vars(parser.parse_args())))
     except ValidationError as fault:
         sys.exit("error: " + "; ".join(problem["msg"].removeprefix("Value error, ") for problem in fault.errors()))
     except InputError as fault:

@@ -13,7 +13,7 @@ from ..forecaster.targets import HORIZONS_S, LONGEST_S
 from ..simulator.errors import InputError
 from ..simulator.kernels.state import SERVING, SLEEPING
 from .plant import SimulatedPlant
-from .telemetry import F64, Fleet, Telemetry
+from .telemetry import F64, Fleet, Plant, Telemetry
 
 ORACLE = "oracle"
 READ = (
@@ -48,7 +48,7 @@ class Perception(Protocol):
 
 
 class Metered:
-    """A forecaster fed with every second that the meters gave; it never sees the simulator's truth.
+    """A forecaster fed with every second that the meters gave, be they real or simulated; it never sees the truth.
 
     Args:
         forecaster: The forecaster.
@@ -70,12 +70,12 @@ class Metered:
         self._columns = slice(None) if forecaster.covariates == READ else columns
         self._scale_w = scales_w(fleet)
 
-    def reset(self, plant: SimulatedPlant) -> F64:
+    def reset(self, plant: Plant) -> F64:
         """Zeros: there is no reading to forecast from; see :class:`Perception`."""
         self.forecaster.reset(len(self._scale_w), self._scale_w)
         return np.zeros((len(self._scale_w), len(TARGETS), len(QUANTILES)))
 
-    def forecast(self, plant: SimulatedPlant, now: Telemetry) -> F64:
+    def forecast(self, plant: Plant, now: Telemetry) -> F64:
         """See :class:`Perception`; a slot that has never been read is forecast to draw nothing."""
         beside = readings(now)[:, self._columns] if self.forecaster.covariates else None
         watts = self.forecaster.update(power_w(now), beside)
@@ -137,8 +137,20 @@ def make_perception(name: str, fleet: Fleet, folder: Path = Path()) -> Perceptio
     Raises:
         InputError: The name is unknown, or the file does not hold.
     """
-    if name == ORACLE:
-        return Oracle()
+    return Oracle() if name == ORACLE else metered(name, fleet, folder)
+
+
+def metered(name: str, fleet: Fleet, folder: Path = Path()) -> Metered:
+    """The perception that needs nothing but meters, as a real cluster has them.
+
+    Args:
+        name: A name of :func:`make_forecaster`, or a file of weights.
+        fleet: The slots.
+        folder: Where a relative path starts.
+
+    Raises:
+        InputError: The name is unknown or clairvoyant, or the file does not hold.
+    """
     if name not in FORECASTERS and not name.endswith(WEIGHTS):
         known = ", ".join((*FORECASTERS, ORACLE))
         raise InputError("forecaster", f"'{name}' is unknown", f"Use one of {known}, or a {WEIGHTS} file")

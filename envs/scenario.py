@@ -179,11 +179,18 @@ def _parse(content: dict[str, Any], where: str) -> Scenario:
     try:
         return Scenario.model_validate({"source": where, **content})
     except ValidationError as fault:
-        raise InputError(where, *_explain(fault)) from fault
+        remedy = "See docs/reference.md for what a scenario may say"
+        raise InputError(where, *explain(fault, "the scenario", remedy)) from fault
 
 
-def _explain(fault: ValidationError) -> tuple[str, str]:
-    """The first errors of pydantic as problem and remedy; what follows from an error further in is left out."""
+def explain(fault: ValidationError, what: str, remedy: str) -> tuple[str, str]:
+    """The first errors of pydantic as problem and remedy; what follows from an error further in is left out.
+
+    Args:
+        fault: The errors.
+        what: What the file is of, for errors that are of no field of it.
+        remedy: What to do about all but a key that is not known.
+    """
     problems, unknown = [], False
     places = [error["loc"] for error in fault.errors()]
     causes = [e for e in fault.errors() if not any(p != e["loc"] and p[: len(e["loc"])] == e["loc"] for p in places)]
@@ -195,6 +202,5 @@ def _explain(fault: ValidationError) -> tuple[str, str]:
         message = (
             "is not a known key" if error["type"] == "extra_forbidden" else error["msg"].removeprefix("Value error, ")
         )
-        problems.append(f"{field or 'the scenario'}: {message}")
-    remedy = "Remove it or check its spelling" if unknown else "See docs/reference.md for what a scenario may say"
-    return "; ".join(problems), remedy
+        problems.append(f"{field or what}: {message}")
+    return "; ".join(problems), "Remove it or check its spelling" if unknown else remedy

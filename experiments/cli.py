@@ -153,6 +153,7 @@ def doctor(json_file: JsonOption = None) -> None:
 def _add_groups() -> None:
     from .bench.verbs import app as bench
     from .data import app as data
+    from .deploy_verbs import app as deploy
     from .evaluate_verb import EXAMPLE, evaluate_command
     from .fidelity.verbs import calibrate_command, validate_command
     from .forecast import app as forecast
@@ -165,13 +166,15 @@ def _add_groups() -> None:
     app.add_typer(data, name="data")
     app.add_typer(bench, name="bench")
     app.add_typer(forecast, name="forecast")
+    app.add_typer(deploy, name="deploy")
 
 
 def main() -> None:
-    """Runs the command line; exits with 0 on success, 2 on bad input, 1 if interrupted."""
+    """Runs the command line; exits with 0 on success, 2 on bad input, 1 if interrupted or if a verb found fault."""
     _add_groups()
     try:
-        app(standalone_mode=False)
+        if ended := app(standalone_mode=False):
+            sys.exit(ended)
     except InputError as fault:
         typer.echo(f"error: {fault}", err=True)
         sys.exit(2)

@@ -6,14 +6,26 @@ Run as ``python -m llmcluster.experiments.write_docs``.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from ..agents.registry import AGENTS, CANDIDATES
+from ..deploy.config import (
+    AuditConfig,
+    DeployConfig,
+    ExporterConfig,
+    KeeperConfig,
+    LauncherConfig,
+    LimitsConfig,
+    SiteConfig,
+    SlotConfig,
+    TelemetryConfig,
+)
 from ..deploy.gateway.config import BackendSpec, GatewayConfig, HealthSpec, LimitSpec, QueueSpec, TimeoutSpec
 from ..deploy.sidecar import SidecarConfig
+from ..deploy.site import SourceSpec
 from ..envs import reward
 from ..envs.cluster_env import LLMClusterEnv
 from ..envs.features import Feature, senses_of
@@ -29,6 +41,7 @@ from ..simulator.signals import SignalSpec
 from ..simulator.tenants import TenantsSpec
 from ..simulator.topology import AirSpec, ClusterSpec, EngineSpec, RackSpec, RowSpec, ServerSpec, VariantSpec
 from ..simulator.workload.spec import StreamSpec
+from . import deploy_verbs
 
 SCENARIO_PARTS: dict[str, type[BaseModel]] = {
     "the scenario": Scenario,
@@ -54,7 +67,9 @@ SCENARIO_PARTS: dict[str, type[BaseModel]] = {
     "actions": ActionSpec,
     "reward": RewardSpec,
 }
-GATEWAY_PARTS: dict[str, type[BaseModel]] = {
+DEPLOY_PARTS: dict[str, type[BaseModel]] = {
+    "the configuration": DeployConfig,
+    "slots[]": SlotConfig,
     "gateway": GatewayConfig,
     "gateway.backends[]": BackendSpec,
     "gateway.timeouts": TimeoutSpec,
@@ -62,6 +77,14 @@ GATEWAY_PARTS: dict[str, type[BaseModel]] = {
     "gateway.queue": QueueSpec,
     "gateway.health": HealthSpec,
     "gateway.slo.NAME": SloSpec,
+    "keeper": KeeperConfig,
+    "limits": LimitsConfig,
+    "limits.budget_w, site.NAME": SourceSpec,
+    "telemetry": TelemetryConfig,
+    "audit": AuditConfig,
+    "exporter": ExporterConfig,
+    "launcher": LauncherConfig,
+    "site": SiteConfig,
 }
 MAX_DEFAULT = 60
 ROOT = Path(__file__).parent.parent
@@ -119,15 +142,22 @@ def reference_page() -> str:
         "TOML with these keys; a trace or generated traffic is described under `workload`.",
         "",
         *_keys(SCENARIO_PARTS),
-        "## Gateway files",
+        "## Deployment",
         "",
-        "TOML for `python -m llmcluster.deploy.gateway`, under `[gateway]` or at the top of the file. Relative paths "
-        "start at its folder.",
+        "What `llmcluster deploy` does; [deploy.md](deploy.md) says how it goes together.",
         "",
-        *_keys(GATEWAY_PARTS),
+        "| verb | what it does |",
+        "|---|---|",
+        *_deploy_verbs(),
+        "",
+        "TOML with these keys; relative paths start at the folder of the file. The gateway's backends are the slots, "
+        "and its SLO classes the scenario's, unless it says otherwise. `python -m llmcluster.deploy.gateway` reads the "
+        "gateway's keys from a file of its own, too, and then needs all of them.",
+        "",
+        *_keys(DEPLOY_PARTS),
         "## Sidecar",
         "",
-        "What `make_sidecar` takes; the first five are also options of `python -m llmcluster.deploy.sidecar`. Timeouts "
+        "What `make_sidecar` takes; the first five are also options of `llmcluster deploy sidecar`. Timeouts "
         "and limits are as the gateway's, but for a body of 4 MiB.",
         "",
         *_keys({"sidecar": SidecarConfig}),
@@ -174,7 +204,13 @@ def _lesson(description: str) -> str:
     return lesson[:1].upper() + lesson[1:] if teaches else description
 
 
-def _keys(parts: dict[str, type[BaseModel]]) -> list[str]:
+def _deploy_verbs() -> list[str]:
+    return [
+        f"| `{command.name}` | {_first_line(command.callback)} |" for command in deploy_verbs.app.registered_commands
+    ]
+
+
+def _keys(parts: Mapping[str, type[BaseModel]]) -> list[str]:
     lines = []
     for title, spec in parts.items():
         rows = []

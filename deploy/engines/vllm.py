@@ -12,7 +12,20 @@ from ..readings import EngineReading, ReadingError
 from .counters import Counter
 from .http import checked_url, fetch
 from .page import Labels, values
-from .vllm_names import CACHED, KNOWN, KV_USED, OUTPUT, PREEMPTIONS, PROMPT, RUNNING, SLEEP, SWAPPED, WAITING, bare
+from .vllm_names import (
+    CACHED,
+    ITERATIONS,
+    KNOWN,
+    KV_USED,
+    OUTPUT,
+    PREEMPTIONS,
+    PROMPT,
+    RUNNING,
+    SLEEP,
+    SWAPPED,
+    WAITING,
+    bare,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +46,7 @@ class VllmSource:
 
     def __init__(self, url: str, timeout_s: float = 0.5, clock: Callable[[], float] = time.monotonic) -> None:
         self._url, self._timeout_s, self._clock = checked_url(url), timeout_s, clock
-        self._counters = {name: Counter() for name in ("prompt", "cached", "output", "preemptions")}
+        self._counters = {name: Counter() for name in ("prompt", "cached", "output", "preemptions", "iterations")}
         self._strange: set[str] = set()
         self._tells_sleep = True
 
@@ -65,6 +78,7 @@ class VllmSource:
             prompt_tokens=max(computed, 0.0),
             output_tokens=self._count("output", told, OUTPUT),
             preemptions=self._count("preemptions", told, PREEMPTIONS),
+            iterations=self._count("iterations", told, ITERATIONS),
             asleep=self._is_asleep(_first(told, SLEEP), until_s - time.monotonic()),
         )
 

@@ -10,6 +10,7 @@ PROMPT = ("vllm:prompt_tokens_total", "vllm:prompt_tokens")
 CACHED = ("vllm:prompt_tokens_cached_total",)
 OUTPUT = ("vllm:generation_tokens_total", "vllm:generation_tokens")
 PREEMPTIONS = ("vllm:num_preemptions_total", "vllm:num_preemptions")
+ITERATIONS = ("vllm:iteration_tokens_total_count",)
 SLEEP = ("vllm:engine_sleep_state",)
 """Names of each metric, the present one first; a page that has several has them all alike."""
 

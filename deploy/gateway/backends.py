@@ -27,6 +27,7 @@ class Backend:
         limit: Requests in flight at most; 0 for no limit.
         closed: It takes no new request, whatever others have room for.
         healthy: Whether it answers.
+        asleep: Whether it says that it sleeps: then it holds or fails whatever it gets, and its health is good.
         cache: What it is believed to have in its prefix cache.
         api_key: What it asks for.
     """
@@ -35,7 +36,7 @@ class Backend:
         self.spec, self._health = spec, health
         self.credit, self.outstanding = 0.0, 0
         self.weight, self.limit, self.closed = 1.0, 0, False
-        self.healthy, self._streak = True, 0
+        self.healthy, self.asleep, self._streak = True, False, 0
         self.cache = PrefixCache(prefix_units)
         self.api_key = _key(spec)
 
@@ -47,7 +48,7 @@ class Backend:
     @property
     def usable(self) -> bool:
         """Whether it may get requests at all."""
-        return self.healthy and not self.closed
+        return self.healthy and not self.closed and not self.asleep
 
     def answered(self) -> bool:
         """It gave a sign of health; true where it thereby gets requests again."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 from .backends import Backend
 from .config import HealthSpec
 from .dispatch import Dispatcher
 from .upstream import Upstream
 
+ASLEEP = re.compile(rb'\s*\{\s*"is_sleeping"\s*:\s*true\s*\}\s*')
+
 
 class HealthChecks:
-    """Asks every backend for ``/health``, again and again.
+    """Asks every backend for ``/health``, and whether it sleeps, again and again.
 
     Args:
         upstream: Who asks.
@@ -32,6 +35,11 @@ class HealthChecks:
         while True:
             if await self._upstream.look(backend, "/health", self._spec.timeout_s) is None:
                 backend.failed()
-            elif backend.answered():
-                self._dispatcher.serve(backend.spec.model)
+            else:
+                slept = backend.asleep
+                # Only a vLLM in development mode has this path; one without it cannot sleep.
+                said = await self._upstream.look(backend, "/is_sleeping", self._spec.timeout_s)
+                backend.asleep = said is not None and ASLEEP.fullmatch(said) is not None
+                if backend.answered() or (slept and not backend.asleep):
+                    self._dispatcher.serve(backend.spec.model)
             await asyncio.sleep(self._spec.interval_s)

@@ -6,7 +6,7 @@ from collections import Counter as Tallies
 from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ...simulator.kernels.state import SLEEPING
@@ -16,6 +16,7 @@ from .requests import LiveRequest
 
 TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
 LATENCY_S = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0)
+ITERATIONS = "iterations"
 LABELS = ("model_name", "engine")
 SLEEP_STATES = ("awake", "weights_offloaded", "discard_all")
 
@@ -76,7 +77,17 @@ class MetricsPage(Collector):
             "num_preemptions": self._machine.tally.preemptions[self._slot],
             "prompt_tokens": counts.prompt_tokens,
             "generation_tokens": counts.output_tokens,
+            ITERATIONS: self._machine.tally.iterations[self._slot],
         }
+
+    def _iteration_tokens(self, gained: dict[str, float]) -> Metric:
+        """VLLM's histogram of tokens by iteration, of which only number and sum are told apart here."""
+        histogram = HistogramMetricFamily(
+            "vllm:iteration_tokens_total", "Histogram of number of tokens per engine_step.", labels=LABELS
+        )
+        tokens = gained["prompt_tokens"] + gained["generation_tokens"]
+        histogram.add_metric(self._labels, [("+Inf", gained[ITERATIONS])], tokens)
+        return histogram
 
     def collect(self) -> Iterator[Metric]:
         """What is so now, for the registry."""
@@ -95,7 +106,11 @@ class MetricsPage(Collector):
         for each in SLEEP_STATES:
             sleep.add_metric([*self._labels, each], float(each == state))
         yield sleep
-        for name, value in self._counters().items():
+        counts = self._counters()
+        yield self._iteration_tokens({name: value - self._base[name] for name, value in counts.items()})
+        for name, value in counts.items():
+            if name == ITERATIONS:
+                continue
             counter = CounterMetricFamily(f"vllm:{name}", f"Cumulative {name.replace('_', ' ')}.", labels=LABELS)
             counter.add_metric(self._labels, self._lies.get(name, value - self._base[name]))
             yield counter

@@ -110,7 +110,7 @@ class EmulatedServers:
 
     def _listen(self, slot: int, app: Starlette) -> None:
         own = self._sockets.pop(slot, None) or _bound(self._host, self._ports[slot])
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+        config = uvicorn.Config(app, log_config=None, log_level="critical", access_log=False, lifespan="off")
         server = uvicorn.Server(config)
         self._sockets[slot] = own
         self._servers[slot] = server, asyncio.get_running_loop().create_task(server.serve(sockets=[own]))

@@ -13,17 +13,20 @@ class Tally(Observer):
     Attributes:
         preemptions: By slot.
         busy_ps: Time in iterations that have ended, by slot.
+        iterations: Iterations that have ended, by slot.
     """
 
     def __init__(self, slots: int) -> None:
         self.preemptions = [0] * slots
         self.busy_ps = [0] * slots
+        self.iterations = [0] * slots
 
     def iteration(
         self, slot: int, start_ps: int, end_ps: int, decodes: int, prefill_tokens: int, step: int, energy: int
     ) -> None:
         """See :class:`Observer`."""
         self.busy_ps[slot] += end_ps - start_ps
+        self.iterations[slot] += 1
 
     def preempted(self, slot: int, request: int, t: int) -> None:
         """See :class:`Observer`."""

@@ -1,0 +1,136 @@
+"""The verbs `llmcluster deploy …`: help, bad input, and what they do over emulated GPUs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import llmcluster
+from llmcluster.deploy.fallback import table
+from llmcluster.deploy.rehearsal.live import SCENARIO
+from llmcluster.deploy.rehearsal.stage import Stage
+
+Call = Callable[..., tuple[int, str, str]]
+CLI = (sys.executable, "-m", "llmcluster.experiments.cli")
+VERBS = ("init", "run", "status", "restore", "record", "gateway", "keeper", "sidecar", "rehearse")
+DOCS = Path(llmcluster.__file__).parent / "docs"
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    (tmp_path / "stage").mkdir()
+    made = Stage(SCENARIO, tmp_path / "stage", ())
+    with made, made.gpus.bound():
+        yield made
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_an_example(call: Call, verb: str) -> None:
+    code, out, _ = call("deploy", verb, "--help")
+    assert code == 0
+    assert f"llmcluster deploy {verb}" in out.partition("Example:")[2]
+
+
+def test_the_page_has_the_table_of_failures_and_every_verb() -> None:
+    page = (DOCS / "deploy.md").read_text()
+    assert table() in page
+    for verb in VERBS:
+        assert f"`{verb}`" in (DOCS / "reference.md").read_text()
+
+
+def test_init_writes_an_example_and_never_over_a_file(call: Call) -> None:
+    code, out, _ = call("deploy", "init", "mine.toml")
+    assert code == 0 and "mine.toml" in out
+    code, _, err = call("deploy", "init", "mine.toml")
+    assert (code, err) == (2, "error: mine.toml: is there already. Name another file\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("run", "--config", "absent.toml", "--agent", "pals"), "absent.toml: cannot be read"),
+        (("status", "--config", "absent.toml"), "absent.toml: cannot be read"),
+        (("record", "--config", "absent.toml", "--out", "x.csv"), "absent.toml: cannot be read"),
+        (("gateway", "--config", "absent.toml"), "absent.toml: cannot be read"),
+        (("keeper", "--config", "absent.toml"), "absent.toml: cannot be read"),
+        (("run", "--agent", "pals"), "--config"),
+        (("sidecar", "--agent", "pals", "--host", "0.0.0.0"), "--tokens"),
+        (("rehearse", "--scenario", "placement"), "'place' cannot be deployed"),
+        (("rehearse", "--scenario", "nothing"), "there is none of that name"),
+    ],
+)
+def test_bad_input_ends_with_two_and_a_remedy(call: Call, arguments: tuple[str, ...], says: str) -> None:
+    code, _, err = call("deploy", *arguments)
+    assert code == 2
+    assert says in err
+
+
+def test_without_its_extra_a_verb_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['prometheus_client'] = None\n"
+        "from llmcluster.experiments.cli import main\n"
+        "sys.argv = ['llmcluster', 'deploy', 'run', '--config', 'x', '--agent', 'pals']\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "pip install 'llmcluster[deploy]'" in done.stderr
+
+
+def test_status_restore_and_record_over_emulated_gpus(call: Call, stage: Stage, tmp_path: Path) -> None:
+    config = stage.config
+    code, out, err = call("deploy", "status", "--config", config, "--json", "-")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["sound"]
+    assert found["gpus"]["0"]["enforced_w"] == 700.0
+    assert found["keeper"]["holder"] is None
+    assert found["gateway"]["router"] == "least-outstanding"
+
+    stage.gpus.set_limit(0, 650.0)
+    code, out, err = call("deploy", "restore", "--config", config)
+    assert (code, out) == (0, "everything is as it was\n"), err
+
+    code, out, err = call("deploy", "record", "--config", config, "--out", tmp_path / "run.csv", "--duration", "1")
+    assert code == 0, err
+    files = out.split()
+    assert len(files) == 8
+    assert all(len(Path(file).read_text().splitlines()) > 2 for file in files)
+
+    stage.kill("keeper")
+    keeper = [*CLI, "deploy", "keeper", "--config", str(config), "--restore"]
+    assert subprocess.run(keeper, check=False, env={**os.environ, **stage.gpus.environment()}).returncode == 0
+    code, _, err = call("deploy", "restore", "--config", config)
+    assert code == 1
+    assert "keeper" in err
+    code, out, _ = call("deploy", "status", "--config", config)
+    assert code == 1
+    assert "Start it" in out
+
+
+def test_a_dry_run_of_some_seconds_reports(call: Call, stage: Stage) -> None:
+    code, out, err = call(
+        "deploy", "run", "--config", stage.config, "--agent", "uniform-cap", "--duration", "1", "--json", "-"
+    )
+    assert code == 0, err
+    assert json.loads(out) == {"applied": False, "decisions": 2, "fallbacks": {}, "late": 0}
+    assert [line["by"] for line in stage.lines("decision")] == ["agent"] * 2
+    assert stage.limits_w() == [700.0] * 8
+
+
+def test_gateway_and_sidecar_run_until_they_are_told_to_end(stage: Stage) -> None:
+    stage.configure(gateway={"port": 0})
+    for words in (("gateway", "--config", str(stage.config)), ("sidecar", "--agent", "uniform-cap", "--port", "0")):
+        process = subprocess.Popen([*CLI, "deploy", *words], stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        assert any("startup complete" in line for line in process.stderr)
+        process.terminate()
+        assert process.wait(30) in (0, -signal.SIGTERM)
+        process.stderr.close()
