@@ -145,6 +145,8 @@ class MlEnergy:
         tp, ep = row.given["num_gpus"], row.given["ep"] > 1
         if row.given["dp"] > 1:
             return SEVERAL
+        if (precision := row.given["weight_precision"]) not in WEIGHT_BYTES:
+            return Skipped(f"weight_precision {precision!r} is unknown", f"Known are {', '.join(WEIGHT_BYTES)}")
         if (lacks := missing(catalog, gpu=row.groups["gpu"])) is not None:
             return lacks
         gpu, model = catalog.gpu(row.groups["gpu"]), _model(row, catalog)
@@ -187,11 +189,9 @@ def _row(line: Line, known: Catalog) -> Row:
     if wholes["num_gpus"] % max(wholes["tp"], wholes["ep"]):
         problem = f"{wholes['num_gpus']} GPUs do not hold tp {wholes['tp']} and ep {wholes['ep']}"
         raise InputError(line.place, problem, "Correct the line: the larger of the two must divide num_gpus")
-    if texts["weight_precision"] not in WEIGHT_BYTES:
-        problem = f"weight_precision {texts['weight_precision']!r} is unknown"
-        raise InputError(line.place, problem, f"Use one of {', '.join(WEIGHT_BYTES)}, or remove the line")
     model = _known(known, texts["model"])
-    own = _in_precision(model, texts["weight_precision"]).name if model else ""
+    precision = texts["weight_precision"]
+    own = _in_precision(model, precision).name if model and precision in WEIGHT_BYTES else ""
     gpu = gpu_called(known, texts["gpu_model"])
     groups = {
         "gpu": gpu,
