@@ -14,7 +14,6 @@ from .evaluate import check, evaluate
 from .matrix import Effort, every_agent, matrix, matrix_json, print_matrix, reference_among, write_matrix
 from .output import (
     JsonOption,
-    ScenarioOption,
     SeedOption,
     WorkloadOption,
     announce_compilation,
@@ -24,10 +23,13 @@ from .output import (
 )
 from .report import write_report
 from .splits import Split
+from .suites.registry import SUITES
 from .suites.show import print_suite, run_suite, suite_json, suite_names
 from .table import as_json, print_table
 
 EXAMPLE = "Example: llmcluster evaluate --agents round-robin,best-constant,runs/ppo --episodes 10 --out runs/report"
+AGENTS = "round-robin,least-outstanding,uniform-cap,best-constant,follow-load,clairvoyant"
+SCENARIO = "default"
 EPISODES = 10
 EVERY = "all"
 
@@ -36,33 +38,50 @@ def evaluate_command(
     agents: Annotated[
         str,
         typer.Option(
-            help="Names of agents and folders that `train` wrote, by comma, or all; the first is the reference"
+            help="Names of agents and folders that `train` wrote, by comma, or all; safe:NAME for one in a safety layer"
         ),
-    ] = ("round-robin,least-outstanding,uniform-cap,best-constant,follow-load,clairvoyant"),
-    scenario: ScenarioOption = "default",
+    ] = AGENTS,
+    scenario: Annotated[
+        str, typer.Option(help="Name of a scenario or path of a TOML file, several by comma, or all")
+    ] = SCENARIO,
     workload: WorkloadOption = None,
     episodes: Annotated[
         int | None, typer.Option(min=1, help="Held-out episodes per agent; 10 by default, 3 with --quick")
     ] = None,
     seed: SeedOption = 0,
-    out: Annotated[Path, typer.Option(help="Folder for report.html, or for matrix.md")] = Path("runs/evaluation"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for report.html, or for matrix.md of several scenarios; a suite writes neither")
+    ] = Path("runs/evaluation"),
     reference: Annotated[
-        str | None, typer.Option(help="Agent that rewards are compared with; the first by default")
+        str | None,
+        typer.Option(
+            help="Agent that rewards are compared with; the first by default, of several scenarios least-outstanding"
+        ),
     ] = None,
     safe: Annotated[bool, typer.Option("--safe", help="Put every agent into the safety layer")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Short episodes and hasty tuning")] = False,
     suite: Annotated[
-        str | None, typer.Option(help="Try the claims of a published system instead: its name, or all")
+        str | None,
+        typer.Option(help=f"Try the claims of a published system instead: {', '.join(SUITES)}, or all"),
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Compare agents on the same held-out traffic: a table with 95 % intervals, and an HTML report with plots.
 
     With `--scenario all` (or several by comma) or `--quick`, every agent plays every scenario. With `--suite`, the
-    claims of a published system are tried.
+    claims of a published system are tried, on scenarios and with agents of its own.
     """
     if suite is not None:
-        _suites(suite, episodes or EPISODES, seed, json_file)
+        given = {
+            "--agents": agents != AGENTS,
+            "--scenario": scenario != SCENARIO,
+            "--workload": workload is not None,
+            "--reference": reference is not None,
+            "--safe": safe,
+        }
+        if idle := [option for option, there in given.items() if there]:
+            raise InputError(f"--suite {suite}", "has scenarios and agents of its own", f"Leave out {', '.join(idle)}")
+        _suites(suite, episodes or (Effort.quick().episodes if quick else EPISODES), seed, json_file)
         return
     names = every_agent() if agents == EVERY else tuple(name.strip() for name in agents.split(",") if name.strip())
     if safe:

@@ -27,7 +27,10 @@ edit.
 """
 Scores = Mapping[str, Any]
 SHIPPED = "gru"
+BRIEFLY = ", trained briefly"
 GOAL = 0.1
+COVERS = (0.77, 0.83)
+"""What 80 % intervals are asked to cover."""
 MOST_US = {"8": 30, "64": 100}
 """Microseconds that an update may take, by slots."""
 
@@ -49,7 +52,8 @@ def simulated_section(scores: Scores) -> str:
     head = (
         f"{scores['tests']} episodes that nothing was learnt from, of heuristics in several scenarios, as the "
         "environment meters them; `make forecaster` measures anew. A channel is a slot or the whole cluster. `gru` is "
-        "what the package ships. What was *trained briefly* had fewer episodes and passes, each kind of network the "
+        "what the package ships; its card, `forecaster/shipped/gru.json`, tells what it learnt from and how that was "
+        "split. What was *trained briefly* had fewer episodes and passes, each kind of network the "
         "same, and compares the kinds."
     )
     tables = [markdown(compared), *rmse_table(compared), *coverage_table(compared)]
@@ -64,7 +68,28 @@ def goal(compared: Scores) -> list[str]:
     reached = [f"`{target}`" for target in TARGETS if found[target]["skill"] >= GOAL]
     missed = [f"`{target}`" for target in TARGETS if found[target]["skill"] < GOAL]
     parts = [f"{word} for {', '.join(names)}" for word, names in (("reached", reached), ("missed", missed)) if names]
-    return ["", f"The goal, {GOAL:.0%} less error than the best naive model, is {' and '.join(parts)}."]
+    covered = [found[target]["coverage_80"] for target in TARGETS]
+    span = f"{min(covered):.1%} to {max(covered):.1%}"
+    kept = "as" if COVERS[0] <= min(covered) and max(covered) <= COVERS[1] else "not as"
+    return [
+        "",
+        f"The goal, {GOAL:.0%} less error than the best naive model, is {' and '.join(parts)}. Its 80 % intervals "
+        f"cover {span}, {kept} asked ({COVERS[0]:.0%} to {COVERS[1]:.0%}).{_kinds(compared)}",
+    ]
+
+
+def _kinds(compared: Scores) -> str:
+    """Which of the kinds of networks that were trained alike has the lowest error."""
+    results = next(iter(compared["series"].values()))["results"]
+    alike = [name for name in results if name.endswith(BRIEFLY)]
+    if len(alike) < 2:
+        return ""
+    best: dict[str, list[str]] = {}
+    for target in TARGETS:
+        name = min(alike, key=lambda one: float(results[one][target]["mae_w"]))
+        best.setdefault(name.removesuffix(BRIEFLY), []).append(f"`{target}`")
+    won = "; ".join(f"{name} for {', '.join(targets)}" for name, targets in best.items())
+    return f" Of the kinds that were trained alike the lowest error has {won}."
 
 
 def value_section(scores: Scores) -> str:

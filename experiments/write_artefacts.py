@@ -25,7 +25,7 @@ from ..simulator.stamp import physics_stamp
 from .bench.forecast import measure
 from .forecast_backtest import WARM_UP_S, Fold
 from .forecast_compare import compare
-from .forecast_page import DOCS, write_scores
+from .forecast_page import BRIEFLY, DOCS, write_scores
 from .forecast_simulated import RANDOM_CAPS, WHOLE, record_all
 from .forecast_train import train
 from .output import people, write_json
@@ -119,7 +119,7 @@ def write_artefacts(recipe: Recipe, path: Path, docs: Path, console: Console) ->
             brief = Path(folder) / "brief" / name
             few = _some(series, recipe.episodes, recipe.brief_episodes)
             train(name, few, recipe.seeds[:1], recipe.brief_settings, brief, tell, held_out)
-            labels[str(brief / f"{name}.safetensors")] = f"{name}, trained briefly"
+            labels[str(brief / f"{name}.safetensors")] = f"{name}{BRIEFLY}"
         names = [*NAIVE, *labels]
         naive = record_all(scenarios, recipe.agents, range(first, first + recipe.naive))
         found = compare(_cases(naive, tests), names, 0, lambda: None)

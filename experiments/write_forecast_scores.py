@@ -18,6 +18,7 @@ import typer
 from ..files import whole
 from ..forecaster.models.learned import TrainSettings
 from ..forecaster.telemetry import Telemetry, read_telemetry
+from ..forecaster.weights import FORMAT
 from .forecast_backtest import FOLDS, folds_of
 from .forecast_hindsight import memory
 from .forecast_page import DOCS, SCORES, write_page
@@ -88,6 +89,7 @@ def write_forecast_scores(data: Path, folder: Path, docs: Path, settings: TrainS
     scores = rounded(
         {
             "series": {name: _described(one, {**SERVING, **SWEEPS}[name]) for name, one in (serving | sweeps).items()},
+            "format": FORMAT,
             "settings": {name: value for name, value in vars(settings).items() if name != "device"},
             "cases": compared,
         }

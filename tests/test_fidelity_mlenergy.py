@@ -103,6 +103,14 @@ def test_an_unknown_model_has_usual_dimensions(tmp_path: Path) -> None:
     assert [row.groups["calibrated"] for row in rows] == ["no", "no", "yes"]
 
 
+def test_an_unknown_precision_leaves_out_its_row_alone(tmp_path: Path) -> None:
+    source = MlEnergy()
+    rows = source.read([written(tmp_path, {"weight_precision": "int3"}, {})], Catalog.builtin())
+    strange, known = source.simulate(rows, Catalog.builtin(), 0, lambda done: None)
+    assert isinstance(strange, Skipped) and strange.reason == "weight_precision 'int3' is unknown"
+    assert not isinstance(known, Skipped) and known["itl"] > 0 and rows[0].groups["calibrated"] == "no"
+
+
 def test_calibrated_are_those_that_have_a_scale(tmp_path: Path) -> None:
     changes = ({}, {"num_gpus": "2", "tp": "2"}, {"gpu_model": "B200"})
     rows = MlEnergy().read([written(tmp_path, *changes)], Catalog.builtin())

@@ -92,7 +92,13 @@ class TestReading:
     @pytest.mark.parametrize(
         ("source", "row", "complaint"),
         [
-            (NlrOnline(), ONLINE | {"dataset": "alpaca"}, "'alpaca'"),
+            (NlrRate(), RATE | {"dataset": "alpaca"}, "'alpaca'"),
+            (
+                NlrOnline(),
+                ONLINE | {"model": "Qwen3-8B"},
+                "model is Qwen3-8B; nlr-online simulates Llama-3.1-70B on 4 x",
+            ),
+            (NlrOffline(), OFFLINE | {"gpu": "NVIDIA A100-SXM4-80GB"}, "gpu is A100-80GB; nlr-offline simulates"),
             (NlrOnline(), ONLINE | {"mean_tpot_ms": "fast"}, "mean_tpot_ms"),
             (NlrOnline(), ONLINE | {"completed": 0}, "completed"),
             (NlrRate(), RATE | {"request_rate": -1}, "request_rate"),
@@ -106,6 +112,18 @@ class TestReading:
             source.read([write(row)], Catalog.builtin())
         assert "rows.csv:" in caught.value.where
         assert caught.value.remedy
+
+    def test_a_file_may_tell_the_node_in_other_words(self, write: Write) -> None:
+        told = {"model": "meta-llama/Llama-3.1-70B-Instruct", "gpu": "NVIDIA H100 80GB HBM3"}
+        (read,) = NlrRate().read([write(RATE | told)], Catalog.builtin())
+        assert (read.groups["model"], read.groups["gpu"]) == ("Llama-3.1-70B", "H100-80GB")
+
+    def test_another_data_set_has_its_own_means_and_the_spread_of_the_first(self, write: Write) -> None:
+        source = NlrOnline()
+        known, other = run(source, write(ONLINE, ONLINE | {"dataset": "alpaca"}))
+        assert other["tpot"] == pytest.approx(known["tpot"], rel=0.02)
+        (longer,) = run(source, write(ONLINE | {"dataset": "alpaca", "total_output_tokens": 45_000}))
+        assert longer["throughput"] != pytest.approx(other["throughput"], rel=0.02)
 
     def test_bands(self) -> None:
         assert [band(value, (10, 50), "req/s") for value in (1, 10, 11, 51)] == [

@@ -95,6 +95,24 @@ def test_validate_gives_pure_json_of_the_published_layout(call: Call, measured: 
     assert rows[3]["simulated_power"] == rows[3]["error_power"] == ""
 
 
+@pytest.mark.parametrize(("factor", "times"), [(1e-3, "1e+03"), (1e3, "0.001")])
+def test_validate_asks_for_the_unit_where_all_is_far_off(call: Call, tmp_path: Path, factor: float, times: str) -> None:
+    path = write(tmp_path / "far.csv", [("H100-80GB", "m", "a", 1.0, factor)] * 2)
+    code, out, err = call("validate", "toy", path, "--json", "-")
+    (one,) = (line for line in json.loads(out)["warnings"] if line.startswith("power"))
+    assert (
+        code == 0
+        and one == f"power is simulated {times} times as large as measured, in the median: are the files in W?"
+    )
+    assert "are the files in W?" in err
+
+
+def test_validate_looks_for_the_folder_before_the_work(call: Call, measured: Path) -> None:
+    code, out, err = call("validate", "toy", measured, "--out", "none/rows.csv", "--json", "-")
+    assert (code, out) == (2, "")
+    assert "--out none/rows.csv: its folder does not exist" in err and "simulating" not in err
+
+
 def test_validate_speaks_to_people(call: Call, measured: Path) -> None:
     code, out, err = call("validate", "toy", measured, "--json", "v.json")
     assert code == 0

@@ -11,9 +11,11 @@ import pytest
 from llmcluster.experiments.forecast_backtest import folds_of
 from llmcluster.experiments.forecast_compare import compare
 from llmcluster.experiments.forecast_page import DOCS, PAGE, goal, page, read_scores, write_scores
+from llmcluster.experiments.forecast_real_section import EARLIER
 from llmcluster.experiments.write_forecast_value import write_forecast_value
 from llmcluster.forecaster.base import TARGETS
 from llmcluster.forecaster.telemetry import Telemetry
+from llmcluster.forecaster.weights import FORMAT
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +34,36 @@ def test_the_page_is_that_of_the_scores() -> None:
 
 
 def test_the_goal_is_held_against_the_shipped_model() -> None:
-    found = {target: {"skill": skill} for target, skill in zip(TARGETS, (0.05, 0.09, 0.1, 0.2), strict=True)}
+    found = {
+        target: {"skill": skill, "coverage_80": 0.765 + skill / 10, "mae_w": 1.0}
+        for target, skill in zip(TARGETS, (0.05, 0.09, 0.1, 0.2), strict=True)
+    }
     (_, line) = goal({"series": {"all": {"results": {"gru": found}}}})
-    assert "10% less error" in line
+    assert "10% less error" in line and "kinds" not in line
+    assert "Its 80 % intervals cover 77.0% to 78.5%, as asked (77% to 83%)." in line
+    low = {**found, "mean_60s": {**found["mean_60s"], "coverage_80": 0.72}}
+    assert "cover 72.0% to 77.5%, not as asked" in goal({"series": {"all": {"results": {"gru": low}}}})[1]
     assert "is reached for `mean_30s`, `mean_60s` and missed for `point_30s`, `point_60s`." in line
     assert goal({"series": {"all": {"results": {"lstm": found}}}}) == []
+
+
+def test_the_kind_that_wins_is_named_whoever_it_is() -> None:
+    def row(*mae_w: float) -> dict[str, Any]:
+        return {t: {"mae_w": one, "skill": 0.2, "coverage_80": 0.8} for t, one in zip(TARGETS, mae_w, strict=True)}
+
+    results = {
+        "gru": row(1, 1, 1, 1),
+        "gru, trained briefly": row(3, 3, 2, 3),
+        "lstm, trained briefly": row(2, 2, 3, 2),
+    }
+    (_, line) = goal({"series": {"all": {"results": results}}})
+    assert "lowest error has lstm for `point_30s`, `point_60s`, `mean_60s`; gru for `mean_30s`." in line
+
+
+def test_scores_of_earlier_networks_are_said_to_be_so() -> None:
+    real = read_scores()["real"]
+    assert EARLIER in page({"real": {**real, "format": "llmcluster-forecaster-1"}})
+    assert EARLIER not in page({"real": {**real, "format": FORMAT}})
 
 
 def test_the_worth_of_a_forecast_is_measured_and_told(tmp_path: Path) -> None:

@@ -56,6 +56,29 @@ def test_all_runs_every_suite(call: Callable[..., Any], monkeypatch: pytest.Monk
     assert json.loads(out)["suites"]["toy"]["tables"]["Speed"][0]["speed"] == 10, "ten episodes by default"
 
 
+@pytest.mark.usefixtures("toy")
+def test_a_quick_suite_has_fewer_episodes(call: Callable[..., Any]) -> None:
+    code, out, _ = call("evaluate", "--suite", "toy", "--quick", "--json", "-")
+    assert code == 0
+    assert json.loads(out)["suites"]["toy"]["tables"]["Speed"][0]["speed"] == 3
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize(
+    "option",
+    [("--agents", "random"), ("--scenario", "small"), ("--workload", "x.csv"), ("--reference", "random"), ("--safe",)],
+)
+def test_a_suite_refuses_what_it_would_not_heed(call: Callable[..., Any], option: tuple[str, ...]) -> None:
+    code, out, err = call("evaluate", "--suite", "toy", *option, "--json", "-")
+    assert (code, out) == (2, "")
+    assert f"--suite toy: has scenarios and agents of its own. Leave out {option[0]}" in err
+
+
+def test_help_names_the_suites(call: Callable[..., Any]) -> None:
+    code, out, _ = call("evaluate", "--help")
+    assert code == 0 and all(name in out for name in SUITES)
+
+
 def test_an_unknown_suite_is_refused(call: Callable[..., Any]) -> None:
     code, _, err = call("evaluate", "--suite", "nonsense")
     assert code == 2

@@ -131,6 +131,8 @@ def test_a_cut_last_line_is_left_out(write: Write) -> None:
         (["timestamp, power.draw [W]", f"{stamp(0)}, 1 W", "yesterday, 2 W"], Options(), r":3: the time stamp is"),
         (["timestamp, power.draw [W]", f"{stamp(0)}, 1 W", "2026/13/01 10:00:00, 2 W"], Options(), r":3: there is no"),
         (["timestamp, power.draw [W]", f"{stamp(0)}, many W"], Options(), r":2: power.draw is 'many W', not a number"),
+        (["timestamp, power.draw", f"{stamp(0)}, 0.2 kW"], Options(), r":2: power.draw is '0.2 kW'. Give it in W"),
+        (["timestamp, power.draw [W]", f"{stamp(0)}, 1 W", f"{stamp(1)}, -1 W"], Options(), "power is -1 W, line 3"),
         (["timestamp, power.draw [W]", f"{stamp(0)}"], Options(), r":2: 1 cells where 2 are due"),
         (["timestamp, power.draw [W]", f"{stamp(0)}, 1 W"], Options(zone="Mars/Olympus"), "zone 'Mars/Olympus'"),
     ],
@@ -284,6 +286,13 @@ def test_watts_by_column(write: Write) -> None:
     assert not telemetry.warnings
 
 
+def test_watts_that_were_not_read_are_gaps_and_told(write: Write) -> None:
+    path = write("t_s,gpu0_w,gpu1_w", "0,1,5", "1,n/a,6", "2,3,7", "3,3,8")
+    telemetry = read_telemetry(path)
+    assert telemetry.known.T.tolist() == [[True, False, True], [True, True, True]]
+    assert telemetry.warnings == (f"{path}: 1 lines without a reading of gpu0_w, counted as gaps",)
+
+
 def test_watts_without_time(write: Write) -> None:
     path = write("power_w,sm_clock_mhz,temp_c", *(f"{100 + i},1410,{30 + i}" for i in range(13)))
     telemetry = read_telemetry(path)
@@ -336,6 +345,8 @@ def test_the_engine_is_joined_by_the_calendar(write: Write, tmp_path: Path) -> N
         (["t_s,power_w"], "a header and no readings"),
         (["t_s,power_w", "0,1", ",2"], ":3: no t_s"),
         (["t_s,power_w", "0,1", "1,x"], ":3: power_w is 'x', not a number"),
+        (["t_s,power_w", "0,1", "1,-200", "2,3"], "gpu0: power is -200 W, line 3. Mend or remove the line"),
+        (["t_s,gpu0_w,gpu1_w", "0,1,1", "1,1,inf"], "gpu1: power is inf W, line 3"),
         (["a,b", "1,2"], "no layout of telemetry"),
     ],
 )

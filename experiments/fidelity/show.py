@@ -33,6 +33,8 @@ def print_validation(validation: Validation, console: Console) -> None:
         console.print(f"doubtful, but compared: {what}: {spans(places)}", markup=False)
     for line in source.assumed:
         console.print(f"assumed: {line}", markup=False)
+    for line in validation.warnings:
+        console.print(f"warning: {line}", markup=False, style="bold")
 
 
 def print_calibration(calibration: Calibration, console: Console) -> None:

@@ -19,6 +19,9 @@ from .scores import Doubted, Score, Summarised, scores
 from .source import Advance, Row, Source
 from .split import part
 
+FAR = 100.0
+"""Simulated over measured, or the other way round, from which another unit is likelier than an error."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -47,6 +50,16 @@ class Validation:
     groups: Mapping[str, Mapping[str, Group]]
     scores: Sequence[Score] = ()
     outliers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Quantities so far off that the files may have them in another unit."""
+        ratios = {q: 1 + summary.bias for q, summary in self.summaries.items()}
+        return [
+            f"{q} is simulated {ratio:.3g} times as large as measured, in the median: are the files in {unit}?"
+            for q, ratio in ratios.items()
+            if (unit := self.source.quantities.get(q)) and ratio > 0 and not 1 / FAR < ratio < FAR
+        ]
 
 
 def read(source: Source, files: Sequence[Path], catalog: Catalog) -> list[Row]:
@@ -107,6 +120,8 @@ def as_json(validation: Validation) -> dict[str, Any]:
     more: dict[str, Any] = {}
     if validation.scores:
         more["scores"] = {score.name: score.as_json() for score in validation.scores}
+    if validation.warnings:
+        more["warnings"] = validation.warnings
     if validation.outliers:
         more["outliers"] = {what: list(places) for what, places in validation.outliers.items()}
     return {
@@ -130,6 +145,12 @@ def medians(summaries: Mapping[str, Summary]) -> dict[str, Any]:
         "interval_95": {q: None if math.isnan(s.low) else [s.low, s.high] for q, s in summaries.items()},
         "bias": {q: s.bias for q, s in summaries.items()},
     }
+
+
+def check_folder(out: Path | None) -> None:
+    """Raises `InputError` where a file cannot be written because there is no such folder: before the work."""
+    if out is not None and not out.absolute().parent.is_dir():
+        raise InputError(f"--out {out}", "its folder does not exist", "Make the folder first")
 
 
 def write_rows(comparison: Comparison, path: Path) -> None:

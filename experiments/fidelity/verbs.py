@@ -39,8 +39,9 @@ def validate_command(
     from ...simulator.catalog import Catalog
     from .figures import with_file
     from .show import print_validation
-    from .validate import as_json, read, validate, write_rows
+    from .validate import as_json, check_folder, read, validate, write_rows
 
+    check_folder(out)
     chosen, known = load(source), Catalog.builtin()
     if catalog is not None:
         chosen, known = with_file(chosen, known, catalog)
@@ -81,15 +82,13 @@ def calibrate_command(
     import numpy as np
 
     from ...simulator.catalog import Catalog
-    from ...simulator.errors import InputError
     from .calibrate import as_json, calibrate, calibrated, header, spread
     from .figures import with_file, write_toml
     from .leave_out import leave_one_model_out
     from .show import print_calibration, print_left_out
-    from .validate import read
+    from .validate import check_folder, read
 
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"--out {out}", "its folder does not exist", "Make the folder first")
+    check_folder(out)
     chosen, known = load(source), Catalog.builtin()
     if catalog is not None:
         chosen, known = with_file(chosen, known, catalog)

@@ -61,6 +61,9 @@ def read_columns(path: Path, options: Options) -> Telemetry:
         channel: Samples(time_s, rows.numbers(header.index(name), name), shared, lines)
         for channel, name in watts.items()
     }
+    for channel, read in samples.items():
+        if unread := int(np.isnan(read.power_w).sum()):
+            warnings += (f"{path}: {unread} lines without a reading of {watts[channel]}, counted as gaps",)
     telemetry = telemetry_of(samples, str(path), options.max_gap_s, warnings)
     if options.engine is None:
         return telemetry

@@ -50,7 +50,7 @@ def read_nvidia_smi(path: Path, options: Options) -> Telemetry:
     if power is None:
         raise InputError(str(path), f"no power among {', '.join(names)}", "Query power.draw as well")
     lines = np.array(rows.lines, np.int64)
-    power_w = rows.numbers(names.index(power), power)
+    power_w = rows.numbers(names.index(power), power, "W")
     covariates = {
         COVARIATE_QUERIES[name]: rows.numbers(column, name)
         for column, name in enumerate(names)

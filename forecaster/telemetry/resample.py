@@ -56,10 +56,12 @@ def telemetry_of(
         The telemetry.
 
     Raises:
-        InputError: There are no readings, time goes back, or the readings are so far apart that there are only gaps.
+        InputError: There are no readings, power is negative or infinite, time goes back, or the readings are so far
+            apart that there are only gaps.
     """
     ordered = {}
     for channel, raw in samples.items():
+        _check_power(raw, f"{source}: {channel}")
         ordered[channel], more = in_order(raw, f"{source}: {channel}")
         warnings += more
     if not ordered or min(len(s.time_s) for s in ordered.values()) < 2:
@@ -92,6 +94,13 @@ def telemetry_of(
         for name in names
     }
     return Telemetry(power_w[kept], tuple(ordered), grid_s[kept.start], covariates, source=source, warnings=warnings)
+
+
+def _check_power(samples: Samples, where: str) -> None:
+    bad = np.flatnonzero((samples.power_w < 0) | np.isinf(samples.power_w))
+    if bad.size:
+        line = f", line {samples.line[bad[0]]}" if samples.line.size else ""
+        raise InputError(where, f"power is {samples.power_w[bad[0]]:g} W{line}", "Mend or remove the line")
 
 
 def in_order(samples: Samples, where: str) -> tuple[Samples, tuple[str, ...]]:

@@ -36,17 +36,19 @@ class Rows:
         """The first line, and the rest."""
         return self.cells[0], Rows(self.path, self.cells[1:], self.lines[1:], self.warnings)
 
-    def numbers(self, column: int, name: str) -> NDArray[np.float64]:
-        """A column as numbers, whatever unit follows them; ``nan`` where there is no reading."""
+    def numbers(self, column: int, name: str, unit: str = "") -> NDArray[np.float64]:
+        """A column as numbers, ``nan`` where there is no reading; any unit may follow, or only the one given."""
         try:
             return np.array([float(row[column]) for row in self.cells])
         except ValueError:
-            return np.array([self._number(i, column, name) for i in range(len(self.cells))])
+            return np.array([self._number(i, column, name, unit) for i in range(len(self.cells))])
 
-    def _number(self, row: int, column: int, name: str) -> float:
+    def _number(self, row: int, column: int, name: str, unit: str) -> float:
         text = self.cells[row][column]
         if text.lower() in MISSING:
             return float("nan")
+        if unit and text.partition(" ")[2] not in ("", unit):
+            raise InputError(f"{self.path}:{self.lines[row]}", f"{name} is {text!r}", f"Give it in {unit}")
         try:
             return float(text.split(" ")[0])
         except ValueError:

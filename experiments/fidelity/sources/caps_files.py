@@ -10,7 +10,7 @@ from typing import Any
 from ....simulator.catalog import Catalog
 from ....simulator.errors import InputError
 from ..csv_rows import Line, read_lines
-from ..names import mentioned
+from ..names import gpu_called, mentioned
 from ..source import Row
 
 BENCHES = {"babelstream": "memory-bound", "pi-solver": "compute-bound"}
@@ -167,4 +167,6 @@ def _gpu_of_line(line: Line, path: Path, catalog: Catalog) -> str:
 
 
 def _gpu(text: str, catalog: Catalog) -> str:
+    if (known := gpu_called(catalog, text, {})) in catalog.gpus:
+        return known
     return mentioned(text, catalog.gpus) or GPUS.get(mentioned(text, GPUS) or "", text)

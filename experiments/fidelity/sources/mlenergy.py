@@ -20,7 +20,7 @@ from ..batches import governed
 from ..compositions import Compositions, Run, check, compositions_of
 from ..csv_rows import Line, read_lines
 from ..demand import Served
-from ..names import called
+from ..names import gpu_called
 from ..prediction import steady_power_w, summarise
 from ..skipped import Skipped, missing
 from ..source import Advance, Fitted, Outcome, Row
@@ -39,7 +39,6 @@ MEASURED = {
 GIVEN_TEXT = ("model", "task", "architecture", "weight_precision", "gpu_model")
 GIVEN_WHOLE = ("num_gpus", "tp", "ep", "dp", "max_num_seqs")
 GIVEN_REAL = ("params_b", "activated_params_b", "avg_output_len")
-GPUS = {"H100": "H100-80GB", "A100": "A100-80GB"}
 WEIGHT_BYTES = {"bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "mxfp4": 17 / 32}
 FOLDER = "LLMCLUSTER_COMPOSITIONS"
 """Environment variable that names a folder for what the scheduler does in each run."""
@@ -146,6 +145,8 @@ class MlEnergy:
         tp, ep = row.given["num_gpus"], row.given["ep"] > 1
         if row.given["dp"] > 1:
             return SEVERAL
+        if (precision := row.given["weight_precision"]) not in WEIGHT_BYTES:
+            return Skipped(f"weight_precision {precision!r} is unknown", f"Known are {', '.join(WEIGHT_BYTES)}")
         if (lacks := missing(catalog, gpu=row.groups["gpu"])) is not None:
             return lacks
         gpu, model = catalog.gpu(row.groups["gpu"]), _model(row, catalog)
@@ -188,12 +189,10 @@ def _row(line: Line, known: Catalog) -> Row:
     if wholes["num_gpus"] % max(wholes["tp"], wholes["ep"]):
         problem = f"{wholes['num_gpus']} GPUs do not hold tp {wholes['tp']} and ep {wholes['ep']}"
         raise InputError(line.place, problem, "Correct the line: the larger of the two must divide num_gpus")
-    if texts["weight_precision"] not in WEIGHT_BYTES:
-        problem = f"weight_precision {texts['weight_precision']!r} is unknown"
-        raise InputError(line.place, problem, f"Use one of {', '.join(WEIGHT_BYTES)}, or remove the line")
     model = _known(known, texts["model"])
-    own = _in_precision(model, texts["weight_precision"]).name if model else ""
-    gpu = called(known.gpu, texts["gpu_model"], GPUS)
+    precision = texts["weight_precision"]
+    own = _in_precision(model, precision).name if model and precision in WEIGHT_BYTES else ""
+    gpu = gpu_called(known, texts["gpu_model"])
     groups = {
         "gpu": gpu,
         "model": model.name if model else texts["model"],

@@ -44,6 +44,7 @@ DATASETS = {
     "likaixin/InstructCoder": Dataset((10, 62, 104, 150, 222, 375, 560, 1024), 173.4, 200, 140.0, 1),
     "mgoin/mlperf-inference-llama2-data": Dataset((8, 86, 188, 250, 300, 375, 480, 1024), 119.7, 1024, 110.0, 2),
 }
+FIRST = next(iter(DATASETS))
 
 
 def dataset(name: str, where: str) -> Dataset:
@@ -52,6 +53,11 @@ def dataset(name: str, where: str) -> Dataset:
         known = ", ".join(DATASETS)
         raise InputError(where, f"dataset is {name!r}, of whose lengths nothing is known", f"Known: {known}")
     return DATASETS[name]
+
+
+def shape_of(name: str) -> Dataset:
+    """What is known of a data set; of another one than those known, what is known of the first."""
+    return DATASETS.get(name, DATASETS[FIRST])
 
 
 def log_normal(mean: float, n: int, rng: np.random.Generator) -> Tokens:

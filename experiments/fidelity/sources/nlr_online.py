@@ -12,7 +12,7 @@ from ....simulator.catalog import Catalog
 from ....simulator.errors import InputError
 from ..csv_rows import Line
 from ..source import Advance, Fitted, Row, unheard
-from .nlr_lengths import dataset, log_normal, with_mean
+from .nlr_lengths import FIRST, log_normal, shape_of, with_mean
 from .nlr_node import ASSUMED, Run, Work, play
 from .nlr_online_fit import fit
 from .nlr_source import NlrSource, band, groups
@@ -52,6 +52,7 @@ class NlrOnline(NlrSource):
         *ASSUMED,
         "Arrivals are evenly spaced (the client's burstiness was 100000).",
         "Mean prompt and output are the row's own; their spread is that of the data set, see nlr_lengths.",
+        f"Any other data set is spread as {FIRST} is.",
         "All rates of a sweep send the same prompts: at 10 req/s they are new, at higher rates the KV cache has them.",
         f"Power is counted from a test request of 80 tokens, {TEST_S:g} s before the first, to the last token.",
     )
@@ -83,7 +84,6 @@ class NlrOnline(NlrSource):
 
     def _row(self, line: Line) -> Row:
         name, limit, rate = line.text("dataset"), line.whole("output_len"), line.positive("request_rate")
-        dataset(name, line.place)
         prompts, completed = line.whole("num_prompts"), line.positive("completed")
         return Row(
             line.place,
@@ -101,7 +101,7 @@ class NlrOnline(NlrSource):
         )
 
     def _play(self, blueprint: Blueprint, given: Mapping[str, Any], rng: np.random.Generator) -> Run:
-        n, known = given["prompts"], dataset(given["dataset"], self.name)
+        n, known = given["prompts"], shape_of(given["dataset"])
         work = Work(
             arrival_s=np.arange(n) / given["rate"],
             prompt_tokens=log_normal(given["prompt_mean"], n, rng),

@@ -15,8 +15,9 @@ from ....simulator.blueprint import Blueprint
 from ....simulator.catalog import Catalog
 from ....simulator.errors import InputError
 from ..csv_rows import Line, read_lines
+from ..names import called, gpu_called
 from ..source import Advance, Fitted, Row, Simulated
-from .nlr_node import GPU, MODEL, Run, idle_gpus_w, node
+from .nlr_node import GPU, GPUS, MODEL, Run, idle_gpus_w, node
 
 Floats = NDArray[np.float64]
 
@@ -43,8 +44,20 @@ class NlrSource(ABC):
     max_tokens = 8192
 
     def read(self, files: Sequence[Path], catalog: Catalog) -> list[Row]:
-        """Reads files of the layout; raises ``InputError`` that names file, line or column, and remedy."""
-        return [self._row(line) for path in files for line in read_lines(path, self.columns)]
+        """Reads files of the layout; raises ``InputError`` that names file, line or column, and remedy.
+
+        The layout tells neither model nor GPU; a file that does, and of others than those of the node, is refused.
+        """
+        lines = [line for path in files for line in read_lines(path, self.columns)]
+        for line in lines:
+            for column, name, own in (
+                ("model", called(catalog.model, line.cells.get("model") or MODEL, {}), MODEL),
+                ("gpu", gpu_called(catalog, line.cells.get("gpu") or GPU), GPU),
+            ):
+                if name != own:
+                    problem = f"{column} is {name}; {self.name} simulates {MODEL} on {GPUS} x {GPU} alone"
+                    raise InputError(line.place, problem, "Leave the line out, or give it in the layout mlenergy")
+        return [self._row(line) for line in lines]
 
     def simulate(self, rows: Sequence[Row], catalog: Catalog, seed: int, advance: Advance) -> list[Simulated]:
         """Simulates every row; rows that differ in nothing but what was measured share a run."""

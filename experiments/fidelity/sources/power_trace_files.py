@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ....simulator.catalog import Catalog
 from ....simulator.errors import InputError
 from ..csv_rows import read_lines
-from ..names import mentioned
+from ..names import USUAL, mentioned
 
 F64 = NDArray[np.float64]
 
@@ -25,7 +25,6 @@ ENGINE = (
     "generation_tokens_total",
     "iterations_total",
 )
-GPUS = {"a100": "A100-80GB", "h100": "H100-80GB"}
 FEWEST_SAMPLES = 8
 
 
@@ -59,8 +58,8 @@ class Trace:
 def read_traces(files: Sequence[Path], catalog: Catalog) -> list[Trace]:
     """Pairs files by name: what is left without ``_power`` and ``_engine``.
 
-    A single pair may differ in more, but the name of its power trace tells GPU and model. ``a100`` and ``h100`` alone
-    are those with 80 GB.
+    A single pair may differ in more, but the name of its power trace tells GPU and model. A family alone is as in
+    :data:`~..names.USUAL`.
 
     Args:
         files: The files, two of each pair.
@@ -85,7 +84,7 @@ def read_traces(files: Sequence[Path], catalog: Catalog) -> list[Trace]:
         _check(power_path, power, engine_path, engine)
         name = re.sub(r"_?power", "", power_path.stem)
         place = f"{power_path} + {engine_path.name}"
-        gpu = mentioned(name, catalog.gpus) or GPUS.get(mentioned(name, GPUS) or "")
+        gpu = mentioned(name, catalog.gpus) or USUAL.get(mentioned(name, USUAL) or "")
         model = mentioned(name, catalog.models)
         if gpu is None or model is None:
             problem = f"the name does not tell the {'model' if gpu else 'GPU'}"

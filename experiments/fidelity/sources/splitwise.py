@@ -7,7 +7,6 @@ The point they share stands there three times over, with the very same five repe
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,9 +24,10 @@ from ....simulator.power import power_coefficients
 from ....simulator.units import PS_PER_S
 from .. import eager, scalars
 from ..batches import Batches, decodes, governed, prompts
+from ..csv_rows import read_lines
 from ..eager import LARGE_TOKENS, Eager, Figures, Waits
 from ..iteration import Governed
-from ..names import called
+from ..names import called, gpu_called
 from ..skipped import Skipped, missing
 from ..source import Advance, Fitted, Outcome, Row
 
@@ -35,7 +35,7 @@ FIGURES = Path(__file__).with_suffix(".toml")
 SOURCE = "splitwise-sim, data/perf_model.csv (Patel et al., ISCA 2024)"
 WHOLE = ("tensor_parallel", "prompt_size", "batch_size", "token_size")
 MEASURED = {"prompt_time": "prompt_time", "token_time": "token_time", "average_power": "power"}
-NAMES = {"llama2-70b": "Llama-2-70B", "bloom-176b": "BLOOM-176B", "a100-80gb": "A100-80GB", "h100-80gb": "H100-80GB"}
+NAMES = {"llama2-70b": "Llama-2-70B", "bloom-176b": "BLOOM-176B"}
 SYNTHETIC = "-pcap"
 INVENTED = Skipped(
     "synthetic: the prompt time of the uncapped GPU times 1.30, its token time unchanged",
@@ -262,22 +262,11 @@ def _refusal(row: Row, catalog: Catalog) -> Skipped | None:
 
 
 def _read(path: Path, catalog: Catalog) -> list[Row]:
-    needed = ("model", "hardware", *WHOLE, *MEASURED)
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in needed if name not in (reader.fieldnames or ())]
-            if missing:
-                raise InputError(str(path), f"lacks the column {missing[0]}", f"Give a file with {', '.join(needed)}")
-            rows = [_row(f"{path}:{reader.line_num}", line, catalog) for line in reader]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(str(path), f"cannot be read ({error})", "Give splitwise-sim's perf_model.csv") from error
-    if not rows:
-        raise InputError(str(path), "has no row", "Give splitwise-sim's perf_model.csv")
-    return rows
+    lines = read_lines(path, ("model", "hardware", *WHOLE, *MEASURED))
+    return [_row(line.place, line.cells, catalog) for line in lines]
 
 
-def _row(place: str, line: Mapping[str, str | None], catalog: Catalog) -> Row:
+def _row(place: str, line: Mapping[str, str], catalog: Catalog) -> Row:
     tp, prompt, batch, output = (int(_number(place, name, line[name], at_least=1, whole=True)) for name in WHOLE)
     measured = {quantity: _number(place, name, line[name]) for name, quantity in MEASURED.items()}
     for quantity in TIMES:
@@ -285,8 +274,8 @@ def _row(place: str, line: Mapping[str, str | None], catalog: Catalog) -> Row:
             raise InputError(f"{place}: {quantity}", "is 0", "Give a time above 0, or leave the row out")
     if measured["power"] == 0:
         del measured["power"]
-    model = called(catalog.model, line["model"] or "", NAMES)
-    gpu = called(catalog.gpu, line["hardware"] or "", NAMES)
+    model = called(catalog.model, line["model"], NAMES)
+    gpu = gpu_called(catalog, line["hardware"])
     return Row(
         place=place,
         configuration=f"{model}/{gpu}/tp{tp}/prompt{prompt}",
@@ -296,9 +285,9 @@ def _row(place: str, line: Mapping[str, str | None], catalog: Catalog) -> Row:
     )
 
 
-def _number(place: str, name: str, text: str | None, at_least: float = 0, whole: bool = False) -> float:
+def _number(place: str, name: str, text: str, at_least: float = 0, whole: bool = False) -> float:
     try:
-        value = float(text or "")
+        value = float(text)
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value >= at_least) or (whole and value != int(value)):
