@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llmcluster.experiments.fidelity.errors import Comparison
 from llmcluster.experiments.fidelity.skipped import Skipped
 from llmcluster.experiments.fidelity.sources.mlenergy import FOLDER, MlEnergy
 from llmcluster.experiments.fidelity.sources.mlenergy_sensitivity import VARIANTS, sensitivity, sent_once
@@ -46,6 +47,16 @@ def written(folder: Path, *changes: dict[str, str]) -> Path:
     lines = [",".join(CELLS), *(",".join((CELLS | change).values()) for change in changes or ({},))]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def test_what_was_not_measured_is_not_compared_and_costs_nothing_else(tmp_path: Path) -> None:
+    source, catalog = MlEnergy(), Catalog.builtin()
+    rows = source.read([written(tmp_path, {"avg_power_watts": ""}, {"p90_itl_ms": "", "avg_batch_size": ""})], catalog)
+    compared = Comparison.of(rows, source.simulate(rows, catalog, 0, lambda done: None), source.quantities)
+    assert np.isnan(compared.error["power"]).tolist() == [True, False]
+    assert np.isnan(compared.error["batch"]).tolist() == [False, True]
+    assert np.isfinite(compared.error["itl"]).all()
+    assert source.served(rows, catalog) == [None, None], "a fit takes whole rows alone"
 
 
 def test_a_row_is_read(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ class MlEnergy:
         self._resamples = RESAMPLES
 
     def read(self, files: Sequence[Path], catalog: Catalog) -> list[Row]:
-        """Reads files with the columns of ``vllm_steady_state.csv``.
+        """Reads files with the columns of ``vllm_steady_state.csv``; measured cells may be empty.
 
         The group ``server`` says where client or server stalls, by :func:`~.mlenergy_fit.stalled`; such configurations
         are simulated like all others, and compared with and without.
@@ -121,8 +121,12 @@ class MlEnergy:
         return fit(rows, self.served(rows, catalog), rng, advance, self._resamples)
 
     def served(self, rows: Sequence[Row], catalog: Catalog) -> list[Served | None]:
-        """The run of each row as it is fitted to; none where it cannot be simulated."""
-        served = (self._serve(row, catalog, FIT_SEED) for row in rows)
+        """The run of each row as it is fitted to; none where it cannot be simulated, or not all of it was measured."""
+        full = (row.measured.keys() >= MEASURED.keys() for row in rows)
+        served = (
+            self._serve(row, catalog, FIT_SEED) if all_there else None
+            for row, all_there in zip(rows, full, strict=True)
+        )
         return [None if isinstance(one, Skipped) else one for one in served]
 
     def without_intervals(self) -> Self:
@@ -200,7 +204,7 @@ def _row(line: Line, known: Catalog) -> Row:
         "architecture": texts["architecture"],
         "calibrated": "yes" if _cut(own, gpu, wholes) in known.scales else "no",
     }
-    measured = {quantity: line.positive(column) for quantity, column in MEASURED.items()}
+    measured = {quantity: line.positive(column) for quantity, column in MEASURED.items() if line.cells[column]}
     return Row(line.place, "|".join(str(given[name]) for name in SETUP), measured, groups, given)
 
 

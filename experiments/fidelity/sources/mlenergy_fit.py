@@ -37,7 +37,9 @@ QUANTITIES = ("itl", "throughput", "power", "energy_per_token")
 
 
 def bursty(row: Row) -> bool:
-    """Whether client or host stall."""
+    """Whether client or host stall; not known to where the latencies or the batch were not measured."""
+    if not row.measured.keys() >= {"batch", "itl", "itl_p90"}:
+        return False
     few = row.measured["batch"] < FEW_STARTS * row.given["avg_output_len"]
     return few and row.measured["itl_p90"] > BURSTY * row.measured["itl"]
 
