@@ -119,7 +119,7 @@ class ControlLoop:
         telemetry = self._plant.read()
         troubles = self._plant.troubles
         if gone := self._beats.take_fault():
-            self._plant.forget_locks()
+            self._plant.forget()
             troubles = (*troubles, Trouble("limits", "keeper", gone))
         decision, troubles = self._decide(telemetry, troubles)
         action = decision.action if decision else fallback(self._plant.fleet, self._plant.default_w)

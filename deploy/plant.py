@@ -234,9 +234,9 @@ class RealPlant:
                 life.command(target)
         self.route(action)
 
-    def forget_locks(self) -> None:
-        """The keeper has set clocks free; they are locked anew when they shall be."""
-        self._capper.forget_locks()
+    def forget(self) -> None:
+        """The keeper has undone everything; limits and clocks are set anew when they shall be."""
+        self._capper.forget()
 
     def route(self, action: ClusterAction) -> None:
         """Carries out what of an action is the gateway's."""
