@@ -38,6 +38,8 @@ from .surroundings import Surroundings
 HUNG_AFTER_S = 10.0
 """Without a sign of the loop for so long beyond a tick, there are no more beats."""
 BEATS_A_LEASE = 4
+SOONER = 0.8
+"""A GPU that hangs is given up by this share of the time limit, so that the readings of the others come within it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +70,7 @@ def opened_gpus(config: DeployConfig) -> Iterator[GpuSource]:
         return
     from .nvml.session import NvmlSession
 
-    session = NvmlSession(names, config.telemetry.timeout_s)
+    session = NvmlSession(names, SOONER * config.telemetry.timeout_s)
     try:
         yield session
     finally:
@@ -189,6 +191,8 @@ def opened_stack(
         mind = Mind(config.scenario, agent, config.forecaster, patience_s=env.scenario.tick_s / 2)
         gateway = gateway_client(config)
         gpus = stack.enter_context(opened_gpus(config))
+        dry, _ = plant_of(config, mind.env, gpus, gateway, None, lambda kind, **facts: None)
+        mind.warm_up(dry, dry.read())  # before there is a lease, which would run out meanwhile
         writer = stack.enter_context(KeeperClient(config.keeper.socket)) if apply else None
         spec = config.audit
         audit = stack.enter_context(Audit(spec.path, fsync=spec.fsync, max_bytes=spec.max_bytes, keep=spec.keep))

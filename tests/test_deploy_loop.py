@@ -240,6 +240,27 @@ def test_an_agent_that_fails_or_dawdles_is_replaced_for_that_decision(rig: Rig) 
     assert rig.last["by"] == "agent"
 
 
+def test_what_is_slow_at_first_use_is_used_before_the_first_decision(lock: Lockstep, tmp_path: Path) -> None:
+    class Slow:
+        def __init__(self) -> None:
+            self.starts: list[bool] = []
+
+        def predict(self, observation: Observation, state: Any, start: Any, **options: Any) -> Any:
+            if not self.starts:
+                time.sleep(0.5)
+            self.starts.append(bool(start[0]))
+            return usual.predict(observation, state, start, **options)
+
+    rig = Rig(lock, tmp_path)
+    usual, slow = rig.mind._agent, Slow()
+    rig.mind._agent, rig.mind._patience_s = slow, 0.2
+    rig.mind.warm_up(lock.plant, lock.plant.read())
+    rig.mind.begin(lock.plant)
+    rig.step()
+    assert rig.last["by"] == "agent"
+    assert slow.starts == [True, True], "what it decided for nothing is forgotten"
+
+
 def test_a_forecast_that_is_no_number_is_not_used(rig: Rig) -> None:
     rig.step()
     forecaster = rig.mind._perception.forecaster
