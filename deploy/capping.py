@@ -56,8 +56,8 @@ class Capper:
     def plan(self, wish_w: F64, in_force_w: F64, on: NDArray[np.bool_], beside_w: float, budget_w: float) -> Caps:
         """The caps to be written; see :func:`guard`.
 
-        A cap is also written where it is not what the keeper read back last: DCGM-exporter tells of a limit up to half a
-        minute late, and what seems to be in force is not.
+        A cap is also written where it is not what the keeper read back last: DCGM-exporter tells of a limit up to half
+        a minute late, and what seems to be in force is not.
         """
         self._lowest_w = np.minimum(self._lowest_w, in_force_w)
         floor_w = np.maximum(self._bounds.floor_w, self._lowest_w)

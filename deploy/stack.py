@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -16,7 +16,7 @@ import numpy as np
 from ..envs.cluster_env import LLMClusterEnv
 from ..simulator.deployments import AVERAGING_FROM_S
 from ..simulator.errors import InputError
-from .audit import Audit
+from .audit import Audit, AuditError
 from .beats import Beats
 from .capping import Capper, Log
 from .config import DeployConfig
@@ -184,6 +184,7 @@ def opened_stack(
     Raises:
         InputError: The configuration or the agent does not hold.
         ReadingError: GPUs or the keeper are not there.
+        AuditError: Not even the first line of the log can be written.
     """
     config = checked_config(path)
     with ExitStack() as stack:
@@ -205,8 +206,15 @@ def opened_stack(
         stack.callback(exporter.close)
         facts = {"agent": agent, "scenario": config.scenario, "apply": apply, "exporter_port": exporter.port}
         audit.write("start", **facts, default_w=plant.default_w, slots=plant.fleet.slots)
-        yield Stack(loop, plant, mind, exporter)
-        audit.write("end", decisions=loop.progress.ticks)
+        why = ""
+        try:
+            yield Stack(loop, plant, mind, exporter)
+        except BaseException as fault:
+            why = f"{type(fault).__name__}: {fault}"
+            raise
+        finally:
+            with suppress(AuditError):  # everything is restored by now; a full disk is no reason to fail at the end
+                audit.write("end", decisions=loop.progress.ticks, fault=why)
 
 
 @contextmanager
