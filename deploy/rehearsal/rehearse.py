@@ -25,7 +25,9 @@ from .stage import Stage
 OWN = "rehearsal"
 """The scenario that is made for this."""
 BUDGET_SHARES = (0.8, 0.6)
-"""Of all TDPs, in the first and the second half: the caps have to come down while traffic goes on."""
+"""Of all TDPs, before and after it falls: the caps have to come down while traffic goes on."""
+FALLS_AFTER = 0.75
+"""It falls after this share of the time; 30 s before that, agent and guards know."""
 SETTLES_S = 2.0
 """After a decision, limits are in force and meters show it within this time."""
 MARGIN = 0.005
@@ -68,8 +70,8 @@ def rehearse(scenario: str, agent: str, duration_s: float, seed: int, cli: Seque
     with tempfile.TemporaryDirectory(prefix="llmcluster-rehearsal-") as folder:
         stage = Stage(source, Path(folder), cli, seed)
         high_w, low_w = (share * stage.tdp_w for share in BUDGET_SHARES)
-        half_s = duration_s / 2
-        stage.configure(limits={"budget_w": {"schedule": [[0.0, high_w], [half_s, high_w], [half_s, low_w]]}})
+        falls_s = FALLS_AFTER * duration_s
+        stage.configure(limits={"budget_w": {"schedule": [[0.0, high_w], [falls_s, high_w], [falls_s, low_w]]}})
         requests = traffic(stage, duration_s, seed)
         with stage:
             found_w = stage.limits_w()
