@@ -210,8 +210,9 @@ class RealPlant:
             on |= action.lifecycle >= SERVE
         lost = self._lost()
         on &= ~lost
-        leads = [i for i, lead in enumerate(LEAD_TIMES_S) if lead <= self._tick_s] + [1]
-        budget_w = float(telemetry.budget_w[leads].min())
+        until_s = next((lead for lead in LEAD_TIMES_S[1:] if lead >= self._tick_s), LEAD_TIMES_S[-1])
+        told_w = telemetry.budget_w[np.array(LEAD_TIMES_S) <= until_s]
+        budget_w = min(float(told_w.min()), self._surroundings.dip_w(until_s))
         # What a GPU draws that is lost nobody knows, but for the limit that it had.
         beside_w = np.where(lost, telemetry.cap_w, telemetry.power_w[-1])
         caps = self._capper.plan(wish_w, telemetry.cap_w, on, float(beside_w[~on].sum()), budget_w)

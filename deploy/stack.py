@@ -29,7 +29,7 @@ from .lifecycle import Life
 from .loop import ControlLoop, Progress
 from .mind import Mind
 from .plant import RealPlant
-from .readings import GatewayClient, GpuSource, LimitWriter
+from .readings import GatewayClient, GpuSource, LimitWriter, ReadingError
 from .sampler import Sampler
 from .servers import engine_of, server_of
 from .slots import SlotMeters
@@ -183,7 +183,7 @@ def opened_stack(
 
     Raises:
         InputError: The configuration or the agent does not hold.
-        ReadingError: GPUs or the keeper are not there.
+        ReadingError: GPUs, the keeper or the file of the budget are not there.
         AuditError: Not even the first line of the log can be written.
     """
     config = checked_config(path)
@@ -194,6 +194,8 @@ def opened_stack(
         gpus = stack.enter_context(opened_gpus(config))
         dry, _ = plant_of(config, mind.env, gpus, gateway, None, lambda kind, **facts: None)
         mind.warm_up(dry, dry.read())  # before there is a lease, which would run out meanwhile
+        if unknown := [trouble.text for trouble in dry.troubles if trouble.kind == "budget"]:
+            raise ReadingError(f"limits.budget_w: {unknown[0]}; no budget is known to begin with")
         writer = stack.enter_context(KeeperClient(config.keeper.socket)) if apply else None
         spec = config.audit
         audit = stack.enter_context(Audit(spec.path, fsync=spec.fsync, max_bytes=spec.max_bytes, keep=spec.keep))

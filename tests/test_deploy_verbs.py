@@ -17,6 +17,7 @@ import pytest
 
 import llmcluster
 from llmcluster.deploy.fallback import table
+from llmcluster.deploy.mind import Mind
 from llmcluster.deploy.rehearsal.live import SCENARIO
 from llmcluster.deploy.rehearsal.stage import Stage
 from llmcluster.deploy.stack import opened_stack
@@ -132,6 +133,19 @@ def test_a_log_that_cannot_be_written_is_a_message(call: Call, stage: Stage) -> 
     assert err.startswith("error: /dev/full cannot be written")
 
 
+def test_without_the_file_of_its_budget_no_loop_begins(call: Call, stage: Stage) -> None:
+    stage.configure(limits={"budget_w": {"file": "budget_w"}})
+    arguments = ("deploy", "run", "--config", stage.config, "--agent", "uniform-cap", "--apply", "--duration", "1")
+    code, _, err = call(*arguments)
+    assert code == 1
+    assert err.startswith("error: limits.budget_w: ") and "no budget is known" in err
+    assert not stage.lines("decision")
+    (stage.folder / "budget_w").write_text("2800")
+    code, _, err = call(*arguments)
+    assert code == 0, err
+    assert stage.lines("decision")[-1]["budget_w"] == 2800.0
+
+
 def test_the_log_says_how_a_loop_ended_if_there_is_room(stage: Stage) -> None:
     with pytest.raises(RuntimeError), opened_stack(stage.config, "uniform-cap", apply=False):
         raise RuntimeError("the driver is gone")
@@ -171,7 +185,10 @@ def _commands() -> list[str]:
     return found
 
 
-def test_a_dry_run_of_some_seconds_reports(call: Call, stage: Stage) -> None:
+def test_a_dry_run_of_some_seconds_reports(call: Call, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    warmed: list[Mind] = []
+    usual = Mind.warm_up
+    monkeypatch.setattr(Mind, "warm_up", lambda mind, *told: (warmed.append(mind), usual(mind, *told)))
     code, out, err = call(
         "deploy", "run", "--config", stage.config, "--agent", "uniform-cap", "--duration", "1", "--json", "-"
     )
@@ -179,6 +196,7 @@ def test_a_dry_run_of_some_seconds_reports(call: Call, stage: Stage) -> None:
     # It ends after a second, and not after the ten of a tick.
     assert json.loads(out) == {"applied": False, "decisions": 1, "fallbacks": {}, "late": 0}
     assert [line["by"] for line in stage.lines("decision")] == ["agent"]
+    assert len(warmed) == 1
     assert stage.limits_w() == [700.0] * 8
 
 
