@@ -149,6 +149,7 @@ class RealPlant:
         arrivals, arriving, held, attainment = _gateway_rates(before.gateway, self._since.gateway)
         budget_w = self._surroundings.budget_w()
         power_w = self._meters.power_w(self._tick_s)
+        around = self._surroundings.read(power_w[-1])
         self.troubles = self._find_troubles()
         return Telemetry(
             power_w=power_w,
@@ -173,7 +174,7 @@ class RealPlant:
             pending_model=NOBODY_ASKS,
             in_flight_limit=self._limited(),
             braked=self._meters.braked(now),
-            **self._surroundings.read(power_w[-1]),
+            **around,
         )
 
     def _routed(self) -> F64:

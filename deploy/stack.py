@@ -38,6 +38,8 @@ from .surroundings import Surroundings
 HUNG_AFTER_S = 10.0
 """Without a sign of the loop for so long beyond a tick, there are no more beats."""
 BEATS_A_LEASE = 4
+FIRST_KNOWN = {"budget": "[limits]", "site": "[site]"}
+"""Troubles with which no loop begins, and where their files are named: later on, the last value holds."""
 SOONER = 0.8
 """A GPU that hangs is given up by this share of the time limit, so that the readings of the others come within it."""
 
@@ -194,8 +196,11 @@ def opened_stack(
         gpus = stack.enter_context(opened_gpus(config))
         dry, _ = plant_of(config, mind.env, gpus, gateway, None, lambda kind, **facts: None)
         mind.warm_up(dry, dry.read())  # before there is a lease, which would run out meanwhile
-        if unknown := [trouble.text for trouble in dry.troubles if trouble.kind == "budget"]:
-            raise ReadingError(f"limits.budget_w: {unknown[0]}; no budget is known to begin with")
+        for trouble in dry.troubles:
+            if trouble.kind in FIRST_KNOWN:
+                raise ReadingError(
+                    f"{FIRST_KNOWN[trouble.kind]} {trouble.what}: {trouble.text}; none is known to begin with"
+                )
         writer = stack.enter_context(KeeperClient(config.keeper.socket)) if apply else None
         spec = config.audit
         audit = stack.enter_context(Audit(spec.path, fsync=spec.fsync, max_bytes=spec.max_bytes, keep=spec.keep))

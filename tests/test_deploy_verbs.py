@@ -138,12 +138,19 @@ def test_without_the_file_of_its_budget_no_loop_begins(call: Call, stage: Stage)
     arguments = ("deploy", "run", "--config", stage.config, "--agent", "uniform-cap", "--apply", "--duration", "1")
     code, _, err = call(*arguments)
     assert code == 1
-    assert err.startswith("error: limits.budget_w: ") and "no budget is known" in err
+    assert err.startswith("error: [limits] budget: ") and "none is known" in err
     assert not stage.lines("decision")
     (stage.folder / "budget_w").write_text("2800")
     code, _, err = call(*arguments)
     assert code == 0, err
     assert stage.lines("decision")[-1]["budget_w"] == 2800.0
+
+
+def test_without_a_file_of_the_site_no_loop_begins(call: Call, stage: Stage) -> None:
+    stage.configure(site={"outside_c": {"file": "outside_c"}})
+    code, _, err = call("deploy", "run", "--config", stage.config, "--agent", "uniform-cap", "--duration", "1")
+    assert code == 1
+    assert err.startswith("error: [site] outside_c: ")
 
 
 def test_the_log_says_how_a_loop_ended_if_there_is_room(stage: Stage) -> None:
