@@ -153,6 +153,7 @@ class Exporter:
 
     Attributes:
         port: The port.
+        url: Where the metrics are.
 
     Raises:
         InputError: Something else listens there.
@@ -167,6 +168,7 @@ class Exporter:
             remedy = "Choose another port, or 0 for a free one"
             raise InputError(f"exporter {host}:{port}", f"cannot be listened at ({fault.strerror})", remedy) from fault
         self.port = int(self._server.server_port)
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/metrics"
 
     def close(self) -> None:
         """Ends it."""

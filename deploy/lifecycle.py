@@ -124,7 +124,7 @@ class Life:
             return EMPTY if self._is_off else FAILED
         if reading.asleep:
             return SLEEPING
-        return DRAINING if self._is_drained else SERVING
+        return DRAINING if self._is_drained or self._verb else SERVING
 
     def pursue(self, reading: EngineReading | None, in_flight: int, announce: Callable[[str], None]) -> None:
         """Goes on towards the target.
@@ -180,12 +180,15 @@ class Life:
             if self._verb in ("stop", "load"):
                 self._is_off = self._verb == "stop"
         if self._verb in ("load", "wake"):
-            if reading is not None and not reading.asleep:
-                self._verb = ""
-            elif self._clock() - self._since_s > self._timeout_s:
-                self._fail(f"it does not serve {self._timeout_s:g} s after {self._verb}")
-        elif reading is None or (reading.asleep and self._verb == "sleep"):
+            is_done, should = reading is not None and not reading.asleep, "serve"
+        elif self._verb == "sleep":
+            is_done, should = reading is None or reading.asleep, "sleep"
+        else:
+            is_done, should = reading is None, "end"
+        if is_done:
             self._verb = ""
+        elif self._verb and self._clock() - self._since_s > self._timeout_s:
+            self._fail(f"it does not {should} {self._timeout_s:g} s after {self._verb}")
 
     def _fail(self, why: str) -> None:
         self._job, self._verb, self.fault = None, "", why

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -85,22 +86,25 @@ class ControlLoop:
 
     def run(self, duration_s: float | None = None) -> Progress:
         """Runs until :meth:`stop`, or for some seconds; then everything is restored, whatever has happened."""
-        began_s = self._due_s = self._clock()
+        self._due_s = self._clock()
+        end_s = self._due_s + (math.inf if duration_s is None else duration_s)
         self._mind.begin(self._plant)
         try:
             with self._beats:
                 self.step()
-                while not self._stop.is_set() and (duration_s is None or self._clock() - began_s < duration_s):
-                    if self._pass_tick():
+                while not self._stop.is_set() and self._clock() < end_s:
+                    if self._pass_tick(end_s):
                         self.step()
         finally:
             if self._apply:
                 self._plant.restore()
         return self.progress
 
-    def _pass_tick(self) -> bool:
-        """Looks once a second for a tick; whether it was passed to its end."""
+    def _pass_tick(self, end_s: float) -> bool:
+        """Looks once a second for a tick; whether it was passed to its end, and not until ``end_s`` alone."""
         for _ in range(self._tick_s):
+            if self._clock() >= end_s:
+                return False
             self._due_s += SECOND_S
             late_s = self._clock() - self._due_s
             if late_s > SECOND_S:
@@ -119,7 +123,7 @@ class ControlLoop:
         telemetry = self._plant.read()
         troubles = self._plant.troubles
         if gone := self._beats.take_fault():
-            self._plant.forget_locks()
+            self._plant.forget()
             troubles = (*troubles, Trouble("limits", "keeper", gone))
         decision, troubles = self._decide(telemetry, troubles)
         action = decision.action if decision else fallback(self._plant.fleet, self._plant.default_w)

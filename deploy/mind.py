@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,6 +84,17 @@ class Mind:
     def begin(self, plant: Plant) -> None:
         """Forgets all that was before; the next decision is made without a forecast, as at the start of an episode."""
         self._forecast_w = self._perception.reset(plant)
+        self._state, self._start = None, np.array([True])
+
+    def warm_up(self, plant: Plant, now: Telemetry) -> None:
+        """Decides once for nothing, in whatever time that takes: code is compiled and weights are read at first use.
+
+        If it fails, so will the next decision, which says why.
+        """
+        self.begin(plant)
+        with suppress(Exception):
+            observation = self.env.observations.build(now, self._perception.forecast(plant, now))
+            self._think(observation, self.env.codec.masks(now))
 
     def decide(self, plant: Plant, now: Telemetry) -> Decision:
         """The decision at the end of a tick.
@@ -112,17 +124,16 @@ class Mind:
     def _ask(self, observation: Observation, masks: NDArray[np.bool_]) -> ClusterAction:
         if self._late is not None and not self._late.is_over:
             raise MindError("agent", "it still thinks about an earlier decision")
-
-        def think() -> ClusterAction:
-            encoded, self._state = self._agent.predict(
-                observation, self._state, self._start, deterministic=True, action_masks=masks
-            )
-            self._start = np.array([False])
-            return self.env.codec.decode(encoded)
-
-        self._late = Poll("the agent", think)
+        self._late = Poll("the agent", lambda: self._think(observation, masks))
         self._late.ask()
         try:
             return self._late.take(time.monotonic() + self._patience_s)
         except ReadingError as fault:
             raise MindError("agent", str(fault)) from fault
+
+    def _think(self, observation: Observation, masks: NDArray[np.bool_]) -> ClusterAction:
+        encoded, self._state = self._agent.predict(
+            observation, self._state, self._start, deterministic=True, action_masks=masks
+        )
+        self._start = np.array([False])
+        return self.env.codec.decode(encoded)

@@ -149,6 +149,7 @@ class RealPlant:
         arrivals, arriving, held, attainment = _gateway_rates(before.gateway, self._since.gateway)
         budget_w = self._surroundings.budget_w()
         power_w = self._meters.power_w(self._tick_s)
+        around = self._surroundings.read(power_w[-1])
         self.troubles = self._find_troubles()
         return Telemetry(
             power_w=power_w,
@@ -173,7 +174,7 @@ class RealPlant:
             pending_model=NOBODY_ASKS,
             in_flight_limit=self._limited(),
             braked=self._meters.braked(now),
-            **self._surroundings.read(power_w[-1]),
+            **around,
         )
 
     def _routed(self) -> F64:
@@ -210,8 +211,9 @@ class RealPlant:
             on |= action.lifecycle >= SERVE
         lost = self._lost()
         on &= ~lost
-        leads = [i for i, lead in enumerate(LEAD_TIMES_S) if lead <= self._tick_s] + [1]
-        budget_w = float(telemetry.budget_w[leads].min())
+        until_s = next((lead for lead in LEAD_TIMES_S[1:] if lead >= self._tick_s), LEAD_TIMES_S[-1])
+        told_w = telemetry.budget_w[np.array(LEAD_TIMES_S) <= until_s]
+        budget_w = min(float(told_w.min()), self._surroundings.dip_w(until_s))
         # What a GPU draws that is lost nobody knows, but for the limit that it had.
         beside_w = np.where(lost, telemetry.cap_w, telemetry.power_w[-1])
         caps = self._capper.plan(wish_w, telemetry.cap_w, on, float(beside_w[~on].sum()), budget_w)
@@ -234,9 +236,9 @@ class RealPlant:
                 life.command(target)
         self.route(action)
 
-    def forget_locks(self) -> None:
-        """The keeper has set clocks free; they are locked anew when they shall be."""
-        self._capper.forget_locks()
+    def forget(self) -> None:
+        """The keeper has undone everything; limits and clocks are set anew when they shall be."""
+        self._capper.forget()
 
     def route(self, action: ClusterAction) -> None:
         """Carries out what of an action is the gateway's."""

@@ -92,6 +92,8 @@ class Recorder:
                     file.write(",".join(columns) + "\n")
         except OSError as fault:
             self.close()
+            for path in self.files:  # those that were made just now: a second try is not to find them
+                path.unlink()
             raise InputError(f"--out {out}", f"{fault.filename}: {fault.strerror}", "Name another file") from fault
 
     def take(self, look: Look) -> None:

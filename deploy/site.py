@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,11 @@ class Source:
         if self._spec.file is None:
             return np.full(len(ahead_s), self._spec.value)
         return self._from(self._spec.file)
+
+    def dip(self, ahead_s: float) -> float:
+        """The lowest breakpoint of a schedule in the next seconds, which may lie between lead times; else infinite."""
+        now_s = self._clock() - self._began_s
+        return min((value for at_s, value in self._spec.schedule if 0 <= at_s - now_s <= ahead_s), default=math.inf)
 
     def _from(self, file: Path) -> F64:
         try:

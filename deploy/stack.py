@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -16,7 +16,7 @@ import numpy as np
 from ..envs.cluster_env import LLMClusterEnv
 from ..simulator.deployments import AVERAGING_FROM_S
 from ..simulator.errors import InputError
-from .audit import Audit
+from .audit import Audit, AuditError
 from .beats import Beats
 from .capping import Capper, Log
 from .config import DeployConfig
@@ -29,7 +29,7 @@ from .lifecycle import Life
 from .loop import ControlLoop, Progress
 from .mind import Mind
 from .plant import RealPlant
-from .readings import GatewayClient, GpuSource, LimitWriter
+from .readings import GatewayClient, GpuSource, LimitWriter, ReadingError
 from .sampler import Sampler
 from .servers import engine_of, server_of
 from .slots import SlotMeters
@@ -38,6 +38,10 @@ from .surroundings import Surroundings
 HUNG_AFTER_S = 10.0
 """Without a sign of the loop for so long beyond a tick, there are no more beats."""
 BEATS_A_LEASE = 4
+FIRST_KNOWN = {"budget": "[limits]", "site": "[site]"}
+"""Troubles with which no loop begins, and where their files are named: later on, the last value holds."""
+SOONER = 0.8
+"""A GPU that hangs is given up by this share of the time limit, so that the readings of the others come within it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +72,7 @@ def opened_gpus(config: DeployConfig) -> Iterator[GpuSource]:
         return
     from .nvml.session import NvmlSession
 
-    session = NvmlSession(names, config.telemetry.timeout_s)
+    session = NvmlSession(names, SOONER * config.telemetry.timeout_s)
     try:
         yield session
     finally:
@@ -181,7 +185,8 @@ def opened_stack(
 
     Raises:
         InputError: The configuration or the agent does not hold.
-        ReadingError: GPUs or the keeper are not there.
+        ReadingError: GPUs, the keeper or the file of the budget are not there.
+        AuditError: Not even the first line of the log can be written.
     """
     config = checked_config(path)
     with ExitStack() as stack:
@@ -189,6 +194,13 @@ def opened_stack(
         mind = Mind(config.scenario, agent, config.forecaster, patience_s=env.scenario.tick_s / 2)
         gateway = gateway_client(config)
         gpus = stack.enter_context(opened_gpus(config))
+        dry, _ = plant_of(config, mind.env, gpus, gateway, None, lambda kind, **facts: None)
+        mind.warm_up(dry, dry.read())  # before there is a lease, which would run out meanwhile
+        for trouble in dry.troubles:
+            if trouble.kind in FIRST_KNOWN:
+                raise ReadingError(
+                    f"{FIRST_KNOWN[trouble.kind]} {trouble.what}: {trouble.text}; none is known to begin with"
+                )
         writer = stack.enter_context(KeeperClient(config.keeper.socket)) if apply else None
         spec = config.audit
         audit = stack.enter_context(Audit(spec.path, fsync=spec.fsync, max_bytes=spec.max_bytes, keep=spec.keep))
@@ -201,8 +213,15 @@ def opened_stack(
         stack.callback(exporter.close)
         facts = {"agent": agent, "scenario": config.scenario, "apply": apply, "exporter_port": exporter.port}
         audit.write("start", **facts, default_w=plant.default_w, slots=plant.fleet.slots)
-        yield Stack(loop, plant, mind, exporter)
-        audit.write("end", decisions=loop.progress.ticks)
+        why = ""
+        try:
+            yield Stack(loop, plant, mind, exporter)
+        except BaseException as fault:
+            why = f"{type(fault).__name__}: {fault}"
+            raise
+        finally:
+            with suppress(AuditError):  # everything is restored by now; a full disk is no reason to fail at the end
+                audit.write("end", decisions=loop.progress.ticks, fault=why)
 
 
 @contextmanager

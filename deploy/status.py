@@ -56,8 +56,8 @@ def status_of(path: Path) -> dict[str, Any]:
     return found
 
 
-def restore(path: Path) -> None:
-    """Lets the keeper set every limit back to what it was.
+def restore(path: Path) -> list[dict[str, Any]]:
+    """Lets the keeper set every limit back to what it was; gives the GPUs as they are then.
 
     Raises:
         InputError: The configuration does not hold.
@@ -65,6 +65,7 @@ def restore(path: Path) -> None:
     """
     with KeeperClient(checked_config(path).keeper.socket) as keeper:
         keeper.restore()
+        return [asdict(gpu) for gpu in keeper.status().gpus]
 
 
 def _plain(look: Look) -> dict[str, Any]:

@@ -79,6 +79,10 @@ class Surroundings:
         self._lowest_w = min(self._lowest_w, float(told_w.min()))
         return told_w
 
+    def dip_w(self, ahead_s: float) -> float:
+        """The lowest budget that is scheduled within some seconds, watts; infinite where none is."""
+        return self._sources["budget"].dip(ahead_s)
+
     def carry(self, power_w: F64) -> None:
         """Lets breakers carry a second's power of each slot, watts (R,)."""
         self._protection.look(self._seconds, power_w)

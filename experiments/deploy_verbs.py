@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ AgentOption = Annotated[str, typer.Option(help="Name of an agent, or a folder th
 @contextmanager
 def _explained() -> Iterator[None]:
     """What is missing on this machine becomes a message: a package is bad input (2), the rest ends with 1."""
+    from ..deploy.audit import AuditError
     from ..deploy.readings import ReadingError
 
     try:
@@ -36,7 +38,7 @@ def _explained() -> Iterator[None]:
         if fault.name not in EXTRA:
             raise
         raise InputError(f"package {fault.name}", "is not installed", "pip install 'llmcluster[deploy]'") from fault
-    except ReadingError as fault:
+    except (AuditError, ReadingError) as fault:
         typer.echo(f"error: {fault}", err=True)
         raise typer.Exit(1) from fault
 
@@ -48,6 +50,7 @@ def _log_to_stderr() -> None:
 @app.command("init", epilog="Example: llmcluster deploy init deploy.toml")
 def init_command(
     file: Annotated[Path, typer.Argument(help="File to write")] = Path("deploy.toml"),
+    json_file: JsonOption = None,
 ) -> None:
     """Write a commented example of a configuration."""
     with _explained():
@@ -57,7 +60,8 @@ def init_command(
             opened.write(example())
     except FileExistsError:
         raise InputError(str(file), "is there already", "Name another file") from None
-    people(None).print(f"{file}: fill in GPUs and addresses, then `llmcluster deploy status --config {file}`")
+    people(json_file).print(f"{file}: fill in GPUs and addresses, then `llmcluster deploy status --config {file}`")
+    write_json({"file": str(file)}, json_file)
 
 
 @app.command("run", epilog="Example: llmcluster deploy run --config deploy.toml --agent runs/ppo --apply")
@@ -91,7 +95,7 @@ def run_command(
                 console.print(line + (f" ({troubles})" if troubles else ""), markup=False)
 
         with opened_stack(config, agent, apply=apply, told=tell) as stack, stopped_by_signals(stack.loop.stop):
-            console.print(f"metrics: http://127.0.0.1:{stack.exporter.port}/metrics", markup=False)
+            console.print(f"metrics: {stack.exporter.url}", markup=False)
             if not apply:
                 console.print("dry run: nothing is changed; --apply lets it")
             progress = stack.loop.run(duration)
@@ -130,13 +134,14 @@ def _line(told: dict[str, Any]) -> str:
 
 
 @app.command("restore", epilog="Example: llmcluster deploy restore --config deploy.toml")
-def restore_command(config: ConfigOption) -> None:
+def restore_command(config: ConfigOption, json_file: JsonOption = None) -> None:
     """Set every power limit and clock back to what it was before the loop."""
     with _explained():
         from ..deploy.status import restore
 
-        restore(config)
-    people(None).print("everything is as it was")
+        gpus = restore(config)
+    people(json_file).print("everything is as it was")
+    write_json({"gpus": gpus}, json_file)
 
 
 @app.command("record", epilog="Example: llmcluster deploy record --config deploy.toml --out run.csv --duration 3600")
@@ -219,6 +224,13 @@ def sidecar_command(
         run(settings)
 
 
+def _interrupt() -> None:
+    """Ends what is under way as Ctrl-C does, once: nothing interrupts the clearing up."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 @app.command("rehearse", epilog="Example: llmcluster deploy rehearse --scenario rehearsal --duration 60 --json -")
 def rehearse_command(
     scenario: Annotated[
@@ -232,9 +244,11 @@ def rehearse_command(
     """Run the whole stack with no GPU: emulated GPUs and servers, keeper, gateway, loop and clients."""
     with _explained():
         from ..deploy.rehearsal.rehearse import rehearse
+        from ..deploy.stack import stopped_by_signals
 
         announce_compilation()
-        report = rehearse(scenario, agent, duration, seed, (sys.executable, "-m", "llmcluster.experiments.cli"))
+        with stopped_by_signals(_interrupt):
+            report = rehearse(scenario, agent, duration, seed, (sys.executable, "-m", "llmcluster.experiments.cli"))
     console = people(json_file)
     for key, value in report.items():
         console.print(f"{key}: {value}", markup=False)

@@ -55,6 +55,8 @@ def lock(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 
 def compare(lock: Lockstep, real: Telemetry, simulated: Telemetry) -> None:
     builder, allowed = lock.env.observations, tolerances(lock)
+    seconds_w = np.asarray(simulated.power_w)[-len(real.power_w) :]
+    np.testing.assert_allclose(real.power_w, seconds_w, atol=allowed["power"], err_msg="each second's power")
     nothing = np.zeros((len(lock.env.fleet) + 1, len(builder.forecast_features)))
     one, other = (builder.build(telemetry, nothing) for telemetry in (real, simulated))
     seen, true = View(one, builder), View(other, builder)

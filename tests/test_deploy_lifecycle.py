@@ -176,6 +176,42 @@ def test_a_start_that_never_ends_is_given_up() -> None:
     world.box.waits.set()
 
 
+@pytest.mark.parametrize(("target", "verb", "should"), [(Target.SLEEP, "sleep", "sleep"), (Target.OFF, "stop", "end")])
+def test_a_server_that_takes_a_command_and_does_nothing_is_told_again(target: int, verb: str, should: str) -> None:
+    box = Box()
+    box.sleep = box.stop = lambda: None  # type: ignore[method-assign]
+    world = World(box)
+    world.life.command(target)
+    deadline = time.monotonic() + 10.0
+    world.pursue()
+    while world.life.is_busy:
+        assert time.monotonic() < deadline
+    assert world.pursue() == DRAINING
+    world.now_s = 101.0
+    world.pursue()
+    assert world.life.fault == f"it does not {should} 100 s after {verb}"
+    world.life.command(SMALL)
+    assert world.pursue() == SERVING
+    world.life.command(target)
+    world.now_s += RETRY_S
+    world.pursue()
+    assert world.verbs == [verb, verb]
+
+
+def test_no_request_goes_to_a_server_on_its_way_to_sleep_whatever_is_wanted_by_now() -> None:
+    world = World(Box())
+    told = threading.Event()
+    world.box.sleep = lambda: told.wait(30.0) and None  # type: ignore[method-assign, assign, func-returns-value]
+    world.life.command(Target.SLEEP)
+    assert world.pursue() == DRAINING
+    world.life.command(SMALL)
+    assert world.pursue() == DRAINING
+    world.box.asleep = True
+    told.set()
+    world.until(SERVING)
+    assert world.verbs == ["sleep", "wake"]
+
+
 def test_what_cannot_be_announced_does_not_begin() -> None:
     world = World(Box())
 

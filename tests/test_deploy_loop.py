@@ -17,12 +17,14 @@ from llmcluster.deploy.beats import Beats
 from llmcluster.deploy.exporter import Exporter, LoopCollector
 from llmcluster.deploy.fallback import RESPONSES, ROUTER
 from llmcluster.deploy.mind import Mind
+from llmcluster.deploy.rehearsal.live import SCENARIO
 from llmcluster.deploy.rehearsal.nvml import WRITES
+from llmcluster.deploy.rehearsal.stage import Stage
 from llmcluster.envs.actions import ClusterAction
 from llmcluster.envs.observation import Observation
 from llmcluster.simulator.errors import InputError
 from llmcluster.simulator.kernels.state import FAILED, SERVING
-from llmcluster.tests.lockstep import Lockstep
+from llmcluster.tests.lockstep import Lockstep, lockstep, traffic
 from llmcluster.tests.rig import BUDGET_W, FOUND_W, STALE_S, Rig, lock, rig
 
 __all__ = ["lock", "rig"]
@@ -240,6 +242,27 @@ def test_an_agent_that_fails_or_dawdles_is_replaced_for_that_decision(rig: Rig) 
     assert rig.last["by"] == "agent"
 
 
+def test_what_is_slow_at_first_use_is_used_before_the_first_decision(lock: Lockstep, tmp_path: Path) -> None:
+    class Slow:
+        def __init__(self) -> None:
+            self.starts: list[bool] = []
+
+        def predict(self, observation: Observation, state: Any, start: Any, **options: Any) -> Any:
+            if not self.starts:
+                time.sleep(0.5)
+            self.starts.append(bool(start[0]))
+            return usual.predict(observation, state, start, **options)
+
+    rig = Rig(lock, tmp_path)
+    usual, slow = rig.mind._agent, Slow()
+    rig.mind._agent, rig.mind._patience_s = slow, 0.2
+    rig.mind.warm_up(lock.plant, lock.plant.read())
+    rig.mind.begin(lock.plant)
+    rig.step()
+    assert rig.last["by"] == "agent"
+    assert slow.starts == [True, True], "what it decided for nothing is forgotten"
+
+
 def test_a_forecast_that_is_no_number_is_not_used(rig: Rig) -> None:
     rig.step()
     forecaster = rig.mind._perception.forecaster
@@ -310,6 +333,26 @@ def test_a_budget_file_that_vanishes_leaves_the_lowest_there_was(lock: Lockstep,
     file.write_text("850")
     assert around.budget_w().tolist() == [850, 850, 850]
     assert not around.troubles
+
+
+@pytest.fixture
+def dipping(tmp_path: Path) -> Iterator[Lockstep]:
+    """A budget that is lower for four seconds, between the times at which telemetry tells it."""
+    stage = Stage(SCENARIO, tmp_path, ())
+    schedule = [[0, 4000], [12, 4000], [12, 2500], [16, 2500], [16, 4000]]
+    made = lockstep(stage, traffic(10.0, 1.0), limits={"budget_w": {"schedule": schedule}})
+    with made.running():
+        yield made
+
+
+def test_a_short_dip_of_the_budget_is_kept_too(dipping: Lockstep) -> None:
+    plant = dipping.plant
+    for _ in range(2):
+        now = dipping.pass_tick()
+        assert now.budget_w.tolist() == [4000.0] * 3
+        plan = plant.plan(ClusterAction(cap_w=np.full(4, 1400.0)), now)
+        assert plan.caps.watts.sum() <= (2500.0 if dipping.now_s < 16 else 4000.0) + 1e-3
+    assert plan.budget_w == 4000.0
 
 
 def test_metrics_name_every_gpu_slot_and_trouble(rig: Rig) -> None:

@@ -63,10 +63,12 @@ def test_a_recording_is_what_forecasts_and_fits_read(lock: Lockstep, tmp_path: P
 
 
 def test_a_recording_does_not_write_over_another(lock: Lockstep, tmp_path: Path) -> None:
-    slots = [Recorded("a", "A100-80GB", "Llama-3.1-8B", ("0",))]
-    Recorder(slots, tmp_path / "run.csv").close()
+    slots = [Recorded(name, "A100-80GB", "Llama-3.1-8B", ("0",)) for name in ("a", "b")]
+    with Recorder(slots[1:], tmp_path / "run.csv") as first:
+        there = sorted(first.files)
     with pytest.raises(InputError, match="exists"):
         Recorder(slots, tmp_path / "run.csv")
+    assert sorted(tmp_path.glob("run*.csv")) == there, "nothing is left of the second"
 
 
 def test_looks_come_at_their_pace_and_files_are_readable_meanwhile(lock: Lockstep, tmp_path: Path) -> None:

@@ -4,12 +4,16 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from llmcluster.deploy.config import example, load_config
 from llmcluster.deploy.polling import Poll
 from llmcluster.deploy.readings import EngineReading, GpuReading, ReadingError
+from llmcluster.deploy.rehearsal.nvml import EmulatedGpus
 from llmcluster.deploy.sampler import Sampler, impossible
+from llmcluster.deploy.stack import opened_gpus, sampler_of
 
 TIMEOUT_S = 0.2
 
@@ -113,3 +117,18 @@ def test_what_a_call_raises_comes_with_its_name() -> None:
     poll.ask()
     with pytest.raises(ReadingError, match="the agent failed: ZeroDivisionError"):
         poll.take(time.monotonic() + 10.0)
+
+
+def test_a_gpu_that_hangs_does_not_silence_the_others(gpus: EmulatedGpus, tmp_path: Path) -> None:
+    file = tmp_path / "deploy.toml"
+    file.write_text(example())
+    config = load_config(file)
+    with opened_gpus(config) as source:
+        sampler = sampler_of(config, source, None)
+        assert not any(held.fault for held in sampler.look().gpus.values())
+        gpus.hang(1, 60.0)
+        for _ in range(2):
+            look = sampler.look()
+            assert not look.gpus["0"].fault
+            assert look.gpus["1"].fault
+        gpus.hang(1, 0.0)

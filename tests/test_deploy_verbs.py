@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import llmcluster
 from llmcluster.deploy.fallback import table
+from llmcluster.deploy.mind import Mind
 from llmcluster.deploy.rehearsal.live import SCENARIO
 from llmcluster.deploy.rehearsal.stage import Stage
+from llmcluster.deploy.stack import opened_stack
 
 Call = Callable[..., tuple[int, str, str]]
 CLI = (sys.executable, "-m", "llmcluster.experiments.cli")
@@ -48,6 +53,8 @@ def test_the_page_has_the_table_of_failures_and_every_verb() -> None:
 def test_init_writes_an_example_and_never_over_a_file(call: Call) -> None:
     code, out, _ = call("deploy", "init", "mine.toml")
     assert code == 0 and "mine.toml" in out
+    code, out, _ = call("deploy", "init", "other.toml", "--json", "-")
+    assert (code, json.loads(out)) == (0, {"file": "other.toml"})
     code, _, err = call("deploy", "init", "mine.toml")
     assert (code, err) == (2, "error: mine.toml: is there already. Name another file\n")
 
@@ -98,6 +105,10 @@ def test_status_restore_and_record_over_emulated_gpus(call: Call, stage: Stage, 
     code, out, err = call("deploy", "restore", "--config", config)
     assert (code, out) == (0, "everything is as it was\n"), err
 
+    code, out, err = call("deploy", "restore", "--config", config, "--json", "-")
+    assert code == 0, err
+    assert [gpu["enforced_w"] for gpu in json.loads(out)["gpus"]] == [650.0] + [700.0] * 7
+
     code, out, err = call("deploy", "record", "--config", config, "--out", tmp_path / "run.csv", "--duration", "1")
     assert code == 0, err
     files = out.split()
@@ -115,13 +126,84 @@ def test_status_restore_and_record_over_emulated_gpus(call: Call, stage: Stage, 
     assert "Start it" in out
 
 
-def test_a_dry_run_of_some_seconds_reports(call: Call, stage: Stage) -> None:
+def test_a_log_that_cannot_be_written_is_a_message(call: Call, stage: Stage) -> None:
+    stage.configure(audit={"path": "/dev/full"})
+    code, _, err = call("deploy", "run", "--config", stage.config, "--agent", "uniform-cap", "--apply")
+    assert code == 1
+    assert err.startswith("error: /dev/full cannot be written")
+
+
+def test_without_the_file_of_its_budget_no_loop_begins(call: Call, stage: Stage) -> None:
+    stage.configure(limits={"budget_w": {"file": "budget_w"}})
+    arguments = ("deploy", "run", "--config", stage.config, "--agent", "uniform-cap", "--apply", "--duration", "1")
+    code, _, err = call(*arguments)
+    assert code == 1
+    assert err.startswith("error: [limits] budget: ") and "none is known" in err
+    assert not stage.lines("decision")
+    (stage.folder / "budget_w").write_text("2800")
+    code, _, err = call(*arguments)
+    assert code == 0, err
+    assert stage.lines("decision")[-1]["budget_w"] == 2800.0
+
+
+def test_without_a_file_of_the_site_no_loop_begins(call: Call, stage: Stage) -> None:
+    stage.configure(site={"outside_c": {"file": "outside_c"}})
+    code, _, err = call("deploy", "run", "--config", stage.config, "--agent", "uniform-cap", "--duration", "1")
+    assert code == 1
+    assert err.startswith("error: [site] outside_c: ")
+
+
+def test_the_log_says_how_a_loop_ended_if_there_is_room(stage: Stage) -> None:
+    with pytest.raises(RuntimeError), opened_stack(stage.config, "uniform-cap", apply=False):
+        raise RuntimeError("the driver is gone")
+    assert stage.lines("end")[-1]["fault"] == "RuntimeError: the driver is gone"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with opened_stack(stage.config, "uniform-cap", apply=False) as stack:
+            stack.loop.step()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (stage.audit.stat().st_size, before[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(stage.lines("start")) == 2
+    assert len(stage.lines("end")) == 1
+
+
+def test_a_rehearsal_that_is_ended_leaves_nothing_behind(tmp_path: Path) -> None:
+    command = [*CLI, "deploy", "rehearse", "--duration", "60", "--agent", "uniform-cap"]
+    process = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60.0
+    while not list(tmp_path.glob("*/keeper.sock")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in (1, 130), err
+    assert not list(tmp_path.iterdir())
+    assert not [line for line in _commands() if str(tmp_path) in line]
+
+
+def _commands() -> list[str]:
+    """Command lines of all processes."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found.append(file.read_text())
+    return found
+
+
+def test_a_dry_run_of_some_seconds_reports(call: Call, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    warmed: list[Mind] = []
+    usual = Mind.warm_up
+    monkeypatch.setattr(Mind, "warm_up", lambda mind, *told: (warmed.append(mind), usual(mind, *told)))
     code, out, err = call(
         "deploy", "run", "--config", stage.config, "--agent", "uniform-cap", "--duration", "1", "--json", "-"
     )
     assert code == 0, err
-    assert json.loads(out) == {"applied": False, "decisions": 2, "fallbacks": {}, "late": 0}
-    assert [line["by"] for line in stage.lines("decision")] == ["agent"] * 2
+    # It ends after a second, and not after the ten of a tick.
+    assert json.loads(out) == {"applied": False, "decisions": 1, "fallbacks": {}, "late": 0}
+    assert [line["by"] for line in stage.lines("decision")] == ["agent"]
+    assert len(warmed) == 1
     assert stage.limits_w() == [700.0] * 8
 
 

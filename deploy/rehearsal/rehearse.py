@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +15,9 @@ import numpy as np
 from ...envs.scenario import load_scenario
 from ...simulator.workload.spec import generate
 from ...simulator.workload.table import RequestTable
+from ..config import load_config
 from ..deployable import check_deployable
+from ..site import Source, SourceSpec
 from .live import SCENARIO
 from .load import Tally, play
 from .stage import Stage
@@ -24,7 +25,9 @@ from .stage import Stage
 OWN = "rehearsal"
 """The scenario that is made for this."""
 BUDGET_SHARES = (0.8, 0.6)
-"""Of all TDPs, in the first and the second half: the caps have to come down while traffic goes on."""
+"""Of all TDPs, before and after it falls: the caps have to come down while traffic goes on."""
+FALLS_AFTER = 0.75
+"""It falls after this share of the time; 30 s before that, agent and guards know."""
 SETTLES_S = 2.0
 """After a decision, limits are in force and meters show it within this time."""
 MARGIN = 0.005
@@ -66,10 +69,9 @@ def rehearse(scenario: str, agent: str, duration_s: float, seed: int, cli: Seque
     check_deployable(load_scenario(source), f"scenario {scenario}")
     with tempfile.TemporaryDirectory(prefix="llmcluster-rehearsal-") as folder:
         stage = Stage(source, Path(folder), cli, seed)
-        tdp_w = float(stage.machine.plant.fleet.cap_max_w.sum())
-        high_w, low_w = (share * tdp_w for share in BUDGET_SHARES)
-        half_s = duration_s / 2
-        stage.configure(limits={"budget_w": {"schedule": [[0.0, high_w], [half_s, high_w], [half_s, low_w]]}})
+        high_w, low_w = (share * stage.tdp_w for share in BUDGET_SHARES)
+        falls_s = FALLS_AFTER * duration_s
+        stage.configure(limits={"budget_w": {"schedule": [[0.0, high_w], [falls_s, high_w], [falls_s, low_w]]}})
         requests = traffic(stage, duration_s, seed)
         with stage:
             found_w = stage.limits_w()
@@ -98,6 +100,7 @@ def rehearse(scenario: str, agent: str, duration_s: float, seed: int, cli: Seque
         report["requests_lost"]
         or held.over
         or not held.seconds
+        or not report["limits_written"]
         or apart_w > WATT
         or code
         or report["fallbacks"]
@@ -114,18 +117,24 @@ def traffic(stage: Stage, duration_s: float, seed: int) -> RequestTable:
 
 
 def budget_kept(stage: Stage) -> Held:
-    """Holds the true power of every second against the budget of the decisions before it.
+    """Holds the true power of every second under control against the budget that the configuration gives.
 
-    Of decisions that have only just been made, the highest budget counts: their limits may not be in force yet.
+    Where it has just changed, the higher one counts: new limits may not be in force yet.
     """
-    decisions = stage.lines("decision")
-    times_s, budgets_w = ([line[name] for line in decisions] for name in ("monotonic_s", "budget_w"))
+    (*_, started), decisions = stage.lines("start"), stage.lines("decision")
+    at_s = started["monotonic_s"]
+    budget = Source(load_config(stage.config).limits.budget_w or SourceSpec(value=stage.tdp_w), lambda: at_s)
+
+    def budget_w(time_s: float) -> float:
+        nonlocal at_s
+        at_s = time_s
+        return float(budget.read()[0])
+
     shares = []
     for second, watts in enumerate(stage.power_w()):
         start_s = stage.time_of(second)
-        settled, latest = bisect_right(times_s, start_s - SETTLES_S), bisect_right(times_s, start_s + 1.0)
-        if settled:
-            shares.append(watts / max(budgets_w[settled - 1 : latest]))
+        if start_s - SETTLES_S >= decisions[0]["monotonic_s"]:
+            shares.append(watts / max(budget_w(start_s - SETTLES_S), budget_w(start_s + 1.0)))
     return Held(len(shares), sum(share > 1 + MARGIN for share in shares), max(shares, default=0.0))
 
 
@@ -155,6 +164,9 @@ def _report(stage: Stage, tally: Tally, held: Held) -> dict[str, Any]:
         "decisions": len(decisions),
         "longest_between_decisions_s": round(max(gaps_s, default=0.0), 3),
         "fallbacks": sum(line["by"] == "fallback" for line in decisions),
+        "troubles": sorted({f"{t['kind']} {t['what']}: {t['text']}" for line in decisions for t in line["troubles"]})[
+            :5
+        ],
         "limits_written": len(stage.lines("write")),
         "seconds_under_control": held.seconds,
         "seconds_over_budget": held.over,

@@ -54,6 +54,7 @@ class Stage:
         servers: The emulated servers.
         config: The configuration's file.
         audit: The audit log.
+        tdp_w: Highest limits of all GPUs together.
         processes: What runs, by name.
     """
 
@@ -70,6 +71,7 @@ class Stage:
         catalog, slots = Catalog.builtin(), self.machine.cluster.blueprint.slots
         kinds = [catalog.gpu(slot.spec.gpu) for slot in slots for _ in range(slot.spec.tp * slot.spec.pp)]
         self.gpus = EmulatedGpus(folder / "gpus", kinds)
+        self.tdp_w = float(self.machine.plant.fleet.cap_max_w.sum())
         self.feed = Feed(self.machine, self.gpus)
         self.servers = EmulatedServers(self.machine)
         self.config, self.audit = folder / "deploy.toml", folder / "audit.jsonl"
