@@ -23,6 +23,7 @@ from .config import DeployConfig
 from .deployable import checked_config
 from .exporter import Exporter, LoopCollector
 from .gateway.client import HttpGatewayClient
+from .gateway.tokens import tokens_in
 from .guards import Bounds
 from .keeper.client import KeeperClient
 from .lifecycle import Life
@@ -86,8 +87,8 @@ def gateway_client(config: DeployConfig) -> HttpGatewayClient:
         remedy = "Name a file with a token: `openssl rand -hex 32 > admin.token`"
         raise InputError("gateway.admin_tokens", "is not given, so nobody can steer the gateway", remedy)
     try:
-        token = path.read_text(encoding="utf-8").split()[0]
-    except (OSError, IndexError) as fault:
+        token = tokens_in(path)[0]
+    except (OSError, UnicodeDecodeError, IndexError) as fault:
         raise InputError(str(path), f"holds no token ({fault})", "Write one: `openssl rand -hex 32`") from fault
     return HttpGatewayClient(config.gateway_url, token, config.telemetry.timeout_s)
 

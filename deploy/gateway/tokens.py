@@ -89,8 +89,13 @@ class TokenFile:
         return state.st_mtime_ns, state.st_size, state.st_ino
 
     def _read(self) -> list[bytes]:
-        lines = [line.strip() for line in self._path.read_text(encoding="utf-8").splitlines()]
-        return [line.encode() for line in lines if line and not line.startswith("#")]
+        return [token.encode() for token in tokens_in(self._path)]
+
+
+def tokens_in(path: Path) -> list[str]:
+    """The tokens of a file: its lines but for empty ones and those that start with ``#``."""
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def authorization(request: Request) -> bytes | None:

@@ -80,7 +80,7 @@ class Stage:
         self.metrics_url = f"http://127.0.0.1:{_free_port()}/metrics"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._stack = ExitStack()
-        (folder / "admin.token").write_text(secrets.token_hex(16) + "\n")
+        (folder / "admin.token").write_text(f"# Of a rehearsal.\n{secrets.token_hex(16)}\n")
         (folder / "admin.token").chmod(0o600)
         self._name, self._began_s = str(scenario), 0.0
         self.configure()
