@@ -18,6 +18,9 @@ from .statistics import mean_interval, paired_interval
 from .tune import tuned, tuning_episodes
 
 Tick = Callable[[], None]
+ROUNDS = (6, 24)
+"""Validation episodes per candidate and round of tuning: enough that chance does not choose for one forecaster what is
+worth less than the forecast."""
 
 
 def check(scenario: Scenario, agent: str, forecasters: Sequence[str]) -> int:
@@ -31,7 +34,7 @@ def check(scenario: Scenario, agent: str, forecasters: Sequence[str]) -> int:
     for name in forecasters:
         task = Task.of(LLMClusterEnv(scenario_for(agent, scenario), forecaster=name))
     if agent in CANDIDATES:
-        return tuning_episodes(len(CANDIDATES[agent](task)))
+        return tuning_episodes(len(CANDIDATES[agent](task)), ROUNDS)
     make_agent(agent, task)
     return 0
 
@@ -60,7 +63,7 @@ def value(
         env, note = LLMClusterEnv(scenario_for(agent, scenario), forecaster=name), ""
         task = Task.of(env)
         if agent in CANDIDATES:
-            note, actor = tuned(env, CANDIDATES[agent](task), seed, tick)
+            note, actor = tuned(env, CANDIDATES[agent](task), seed, tick, ROUNDS)
         else:
             actor = make_agent(agent, task)
         played = []
