@@ -16,6 +16,7 @@ from llmcluster.deploy.keeper.server import Keeper
 from llmcluster.deploy.keeper.sockets import alone, listen
 from llmcluster.deploy.nvml.session import NvmlSession
 from llmcluster.deploy.rehearsal.nvml import EmulatedGpus
+from llmcluster.tests.emulated import A100, H100
 
 
 def eventually(holds: Callable[[], bool], patience_s: float = 20.0) -> None:
@@ -24,6 +25,12 @@ def eventually(holds: Callable[[], bool], patience_s: float = 20.0) -> None:
     while not holds():
         assert time.monotonic() < until_s, "it never came to hold"
         time.sleep(0.005)
+
+
+def is_untouched(gpus: EmulatedGpus) -> bool:
+    """Whether limits and clocks of a pair of an H100 and an A100 are as they were."""
+    limits = [gpus.limit_w(gpu) for gpu in (0, 1)]
+    return limits == [H100.cap_max_w, A100.cap_max_w] and gpus.clock_lock_mhz(0) is None
 
 
 def command(socket: Path, *arguments: str) -> list[str]:

@@ -1,17 +1,9 @@
 """The keeper over emulated GPUs: what it sets, whom it obeys, and that everything goes back whatever dies."""
 
-import json
 import os
-import shutil
-import signal
 import socket
 import stat
-import subprocess
-import sys
-import tempfile
 import threading
-import time
-from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -19,30 +11,21 @@ import pynvml
 import pytest
 
 from llmcluster.deploy.keeper.client import KeeperClient
-from llmcluster.deploy.keeper.errors import DeniedError, KeeperError, KeeperGoneError, LeaseError
-from llmcluster.deploy.keeper.originals import Original, load, save
-from llmcluster.deploy.keeper.server import MOST_PEERS
-from llmcluster.deploy.keeper.sockets import alone, check_folder, listen
+from llmcluster.deploy.keeper.errors import KeeperError, KeeperGoneError, LeaseError
+from llmcluster.deploy.keeper.originals import Original, load
 from llmcluster.deploy.nvml import errors
 from llmcluster.deploy.readings import Limits
 from llmcluster.deploy.rehearsal.nvml import WRITES, Call, EmulatedGpus
 from llmcluster.errors import InputError
 from llmcluster.tests.emulated import A100, H100
-from llmcluster.tests.keepers import command, eventually, keeper_process, keeper_thread
+from llmcluster.tests.keepers import eventually, is_untouched, keeper_thread
 
-NOBODY = 65534
-RESTORED_WITHIN_S = 2.0
 root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root to become another user")
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "keeper.sock"
-
-
-def is_untouched(gpus: EmulatedGpus) -> bool:
-    limits = [gpus.limit_w(gpu) for gpu in (0, 1)]
-    return limits == [H100.cap_max_w, A100.cap_max_w] and gpus.clock_lock_mhz(0) is None
 
 
 def test_limits_are_set_read_back_and_restored(gpus: EmulatedGpus, path: Path) -> None:
@@ -312,296 +295,3 @@ def test_beats_keep_the_lease_and_nonsense_does_not(gpus: EmulatedGpus, path: Pa
                 assert closed is not keeps
                 assert is_untouched(gpus) is not keeps
             eventually(lambda: is_untouched(gpus))
-
-
-CONTROLLER = """
-import sys, time
-from llmcluster.deploy.keeper.client import KeeperClient
-client = KeeperClient(sys.argv[1], patience_s=30)
-client.set_power_limit("0", 400.0); client.set_power_limit("1", 200.0); client.lock_clock("0", 900.0)
-print("set", flush=True)
-time.sleep(3600)
-"""
-
-
-def is_restored_in_time(gpus: EmulatedGpus, path: Path, number: signal.Signals, hangs: bool) -> bool:
-    """Ends a process that has set limits by a signal; whether they are back within the two seconds that are promised.
-
-    Where the first GPU hangs, those of the second.
-    """
-    with subprocess.Popen([sys.executable, "-c", CONTROLLER, path], stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout and holder.stdout.readline() == "set\n"
-        assert (gpus.limit_w(0), gpus.limit_w(1)) == (400.0, 200.0)
-        assert gpus.clock_lock_mhz(0) is not None
-        gpus.hang(0, 3600.0 if hangs else 0.0, WRITES)
-        until_s = time.monotonic() + RESTORED_WITHIN_S
-        holder.send_signal(number)
-        while not (gpus.limit_w(1) == A100.cap_max_w and (hangs or is_untouched(gpus))):
-            if time.monotonic() > until_s:
-                return False
-            time.sleep(0.005)
-    gpus.hang(0, 0.0)
-    eventually(lambda: is_untouched(gpus))
-    return True
-
-
-@pytest.mark.parametrize(
-    ("number", "hangs"), [(signal.SIGKILL, False), (signal.SIGTERM, False), (signal.SIGKILL, True)]
-)
-def test_killing_the_holder_restores_within_two_seconds_though_its_lease_is_long(
-    gpus: EmulatedGpus, path: Path, number: signal.Signals, hangs: bool
-) -> None:
-    with keeper_process(gpus, path, "--lease-s", "3600") as keeper:
-        # It takes some milliseconds; a machine that is too busy even for two seconds has three tries.
-        assert any(is_restored_in_time(gpus, path, number, hangs) for _ in range(3))
-        assert keeper.poll() is None
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_keeper_that_ends_restores_and_leaves_nothing_behind(
-    gpus: EmulatedGpus, path: Path, number: signal.Signals
-) -> None:
-    with keeper_process(gpus, path) as keeper:
-        client = KeeperClient(path, patience_s=30.0)
-        client.set_power_limit("0", 400.0)
-        keeper.send_signal(number)
-        assert keeper.wait(20) == 0
-        assert is_untouched(gpus)
-        assert {file.name for file in path.parent.iterdir()} == {"nvml.state", "keeper.sock.lock"}
-        with pytest.raises(KeeperGoneError):
-            client.beat()
-        with pytest.raises(KeeperGoneError, match=r"cannot connect .*python -m llmcluster\.deploy\.keeper"):
-            client.beat()
-
-
-def test_a_keeper_that_is_killed_and_started_again_restores(gpus: EmulatedGpus, path: Path) -> None:
-    with keeper_process(gpus, path) as keeper, KeeperClient(path, patience_s=30.0) as client:
-        client.set_power_limit("0", 400.0)
-        client.lock_clock("0", 900.0)
-        client.set_power_limit("1", 200.0)
-        keeper.kill()
-        keeper.wait(20)
-    assert (gpus.limit_w(0), gpus.limit_w(1)) == (400.0, 200.0)
-    with keeper_process(gpus, path), KeeperClient(path, patience_s=30.0) as again:  # over the dead one's socket
-        assert is_untouched(gpus)
-        assert again.set_power_limit("0", 500.0).enforced_w == 500.0
-    assert is_untouched(gpus)
-
-
-def test_restoring_alone_is_a_command(gpus: EmulatedGpus, path: Path) -> None:
-    state = path.with_name(path.name + ".state")
-    gpus.set_limit(1, 200.0)
-    save(state, {gpus.uuids[1]: Original(A100.cap_max_w)})
-    run = {"env": dict(os.environ) | gpus.environment(), "capture_output": True, "text": True, "check": False}
-    done = subprocess.run(command(path, "--restore"), **run)
-    assert (done.returncode, is_untouched(gpus), state.exists()) == (0, True, False)
-    save(state, {"GPU-gone": Original(300.0)})
-    done = subprocess.run(command(path, "--restore"), **run)
-    assert done.returncode == 1
-    assert "not restored: GPU-gone: this GPU is not here" in done.stderr
-    assert load(state) == {"GPU-gone": Original(300.0)}
-    state.write_text("{}")
-    done = subprocess.run(command(path, "--restore"), **run)
-    assert done.returncode == 2
-    assert "is not what a keeper leaves behind" in done.stderr
-    state.unlink()
-    gpus.fail_init(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
-    done = subprocess.run(command(path), **run)
-    assert (done.returncode, "modprobe nvidia" in done.stderr) == (2, True)
-    gpus.fail_init(0)
-    with keeper_thread(path):
-        done = subprocess.run(command(path, "--restore"), **run)
-    assert (done.returncode, "a keeper is here already" in done.stderr) == (2, True)
-
-
-def test_a_lost_gpu_does_not_keep_a_new_keeper_from_restoring_and_serving_the_others(
-    gpus: EmulatedGpus, path: Path
-) -> None:
-    care = ("--gpu", "0", "--gpu", gpus.uuids[1])
-    with keeper_process(gpus, path, *care) as keeper, KeeperClient(path, patience_s=30.0) as client:
-        client.set_power_limit("0", 400.0)
-        client.set_power_limit("1", 200.0)
-        keeper.kill()
-        keeper.wait(20)
-    gpus.fail(0, pynvml.NVML_ERROR_UNKNOWN)  # as drivers have it where a GPU has fallen off the bus
-    with keeper_process(gpus, path, *care), KeeperClient(path, patience_s=30.0) as client:
-        assert gpus.limit_w(1) == A100.cap_max_w
-        assert client.set_power_limit("1", 210.0).enforced_w == 210.0
-        with pytest.raises(errors.NoSuchGpuError):
-            client.set_power_limit("0", 300.0)
-    assert [gpus.limit_w(gpu) for gpu in (0, 1)] == [400.0, A100.cap_max_w]
-    gpus.fail(0, 0)
-    with keeper_process(gpus, path, "--restore") as restoring:
-        assert restoring.wait(30) == 0
-    assert is_untouched(gpus)
-
-
-def test_only_gpus_in_care_are_changed_and_others_restored(gpus: EmulatedGpus, path: Path) -> None:
-    save(path.with_name(path.name + ".state"), {gpus.uuids[0]: Original(H100.cap_max_w)})
-    gpus.set_limit(0, 400.0)
-    with keeper_process(gpus, path, "--gpu", "1"), KeeperClient(path, patience_s=30.0) as client:
-        assert is_untouched(gpus)
-        assert [gpu.index for gpu in client.status().gpus] == [1]
-        with pytest.raises(errors.NoSuchGpuError, match="there are GPU 1"):
-            client.set_power_limit("0", 300.0)
-    done = subprocess.run(
-        command(path, "--gpu", "7"), env=dict(os.environ) | gpus.environment(), capture_output=True, text=True
-    )
-    assert (done.returncode, "\nerror: 7: no such GPU" in done.stderr) == (2, True)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "[]",
-        "nonsense",
-        '{"version": 2, "gpus": {}}',
-        '{"version": 1}',
-        '{"version": 1, "gpus": {"a": {}}}',
-        '{"version": 1, "gpus": {"a": {"limit_w": -1, "clock_locked": false}}}',
-        '{"version": 1, "gpus": {"a": {"limit_w": NaN, "clock_locked": false}}}',
-        '{"version": 1, "gpus": {"a": {"limit_w": "9", "clock_locked": false}}}',
-    ],
-)
-def test_a_state_file_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "state").write_text(text)
-    with pytest.raises(InputError, match="is not what a keeper leaves behind"):
-        load(tmp_path / "state")
-
-
-def test_the_socket_is_its_owners_alone(gpus: EmulatedGpus, path: Path) -> None:
-    with keeper_thread(path):
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        with pytest.raises(InputError, match="a keeper is here already"), alone(path):
-            raise AssertionError
-    path.unlink()
-    path.write_text("a file")
-    with pytest.raises(InputError, match="is no socket"):
-        listen(path, [0])
-    with pytest.raises(InputError, match=r"cannot listen there .*short path"):
-        listen(path.with_name("k" * 108), [0])
-
-
-def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
-    check_folder(tmp_path)
-    with pytest.raises(InputError, match="does not exist"):
-        check_folder(tmp_path / "none")
-    below = tmp_path / "open" / "own"
-    below.mkdir(parents=True)
-    for mode in (0o777, 0o775, 0o1777):
-        below.chmod(mode)
-        with pytest.raises(InputError, match=r"own: others may write to this folder\. Make one of its own"):
-            check_folder(below)
-    below.chmod(0o755)
-    below.parent.chmod(0o777)
-    with pytest.raises(InputError, match="open: others may write"):
-        check_folder(below)
-    below.parent.chmod(0o1777)
-    check_folder(below)
-
-
-@root
-def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
-    os.chown(tmp_path, NOBODY, -1)
-    with pytest.raises(InputError, match=f"belongs to user {NOBODY}"):
-        check_folder(tmp_path)
-
-
-@pytest.fixture
-def public() -> Iterator[Path]:
-    """A folder that every user may enter."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
-
-
-def as_nobody(path: Path, line: str) -> str:
-    """What a keeper says to another user, or why that one cannot even connect."""
-    code = (
-        "import os, socket, sys\n"
-        f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
-        "wire = socket.socket(socket.AF_UNIX)\n"
-        "try:\n"
-        "    wire.connect(sys.argv[1]); wire.sendall(sys.argv[2].encode() + b'\\n'); print(wire.recv(65536).decode())\n"
-        "except OSError as fault:\n"
-        "    print(type(fault).__name__)\n"
-    )
-    command = [sys.executable, "-I", "-c", code, str(path), line]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout
-
-
-@root
-def test_a_peer_of_another_user_is_refused(gpus: EmulatedGpus, public: Path) -> None:
-    path = public / "keeper.sock"
-    take = '{"id": 1, "op": "take"}'
-    with keeper_thread(path):
-        assert as_nobody(path, take).strip() == "PermissionError"
-    with keeper_thread(path, uids=[0, 12345]), KeeperClient(path, control=False) as own:  # all may connect
-        said = json.loads(as_nobody(path, take))
-        assert said == {
-            "id": None,
-            "ok": False,
-            "error": "DeniedError",
-            "where": f"user {NOBODY}",
-            "problem": DeniedError.problem,
-        }
-        assert own.status().holder is None
-    with keeper_thread(path, uids=[NOBODY]):
-        assert json.loads(as_nobody(path, take)) == {"id": 1, "ok": True}
-        with pytest.raises(DeniedError, match=r"user 0: .*--allow-uid"):  # root may open any socket
-            KeeperClient(path)
-
-
-CROWD = f"""
-import os, socket, sys
-os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
-while True:
-    crowd = []
-    for _ in range({2 * MOST_PEERS}):
-        crowd.append(socket.socket(socket.AF_UNIX))
-        crowd[-1].connect(sys.argv[1])
-    print("here", flush=True)
-    for wire in crowd:
-        wire.recv(65536)
-"""
-
-
-@root
-def test_a_crowd_of_another_user_keeps_nobody_out(gpus: EmulatedGpus, public: Path) -> None:
-    path = public / "keeper.sock"
-    with (
-        keeper_thread(path, uids=[0, 12345]),
-        subprocess.Popen([sys.executable, "-I", "-c", CROWD, path], stdout=subprocess.PIPE, text=True) as crowd,
-    ):
-        try:
-            for _ in range(3):
-                assert crowd.stdout and crowd.stdout.readline() == "here\n"
-                with KeeperClient(path) as client:
-                    client.set_power_limit("0", 400.0)
-        finally:
-            crowd.kill()
-    assert is_untouched(gpus)
-
-
-def test_connections_are_limited(gpus: EmulatedGpus, path: Path) -> None:
-    with keeper_thread(path):
-        many = [KeeperClient(path, control=False) for _ in range(MOST_PEERS)]
-        assert [client.status().holder for client in many] == [None] * MOST_PEERS
-        with pytest.raises(KeeperError, match="serves 32 connections already"):
-            KeeperClient(path)
-        many.pop().close()
-        with KeeperClient(path, patience_s=10.0):
-            pass
-        for client in many:
-            client.close()
-
-
-def test_a_keeper_that_does_not_answer_is_given_up(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        with pytest.raises(KeeperGoneError, match="does not answer"):
-            KeeperClient(path, timeout_s=0.1)
