@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -168,19 +169,21 @@ def test_the_log_says_how_a_loop_ended_if_there_is_room(stage: Stage) -> None:
     assert len(stage.lines("end")) == 1
 
 
-def test_a_rehearsal_that_is_ended_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_rehearsal_that_is_ended_leaves_nothing_behind() -> None:
     command = [*CLI, "deploy", "rehearse", "--duration", "60", "--agent", "uniform-cap"]
-    process = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60.0
-    while not list(tmp_path.glob("*/keeper.sock")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.terminate()
-    _, err = process.communicate(timeout=60)
-    assert process.returncode in (1, 130), err
-    assert not list(tmp_path.iterdir())
-    assert not [line for line in _commands() if str(tmp_path) in line]
+    with tempfile.TemporaryDirectory() as name:  # pytest's own are too long for the path of a socket
+        folder, environment = Path(name), {**os.environ, "TMPDIR": name}
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+            deadline = time.monotonic() + 60.0
+            while not list(folder.glob("*/keeper.sock")):
+                assert process.poll() is None, process.communicate()[1]
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            process.terminate()
+            _, err = process.communicate(timeout=60)
+        assert process.returncode in (1, 130), err
+        assert not list(folder.iterdir())
+        assert not [line for line in _commands() if name in line]
 
 
 def _commands() -> list[str]:

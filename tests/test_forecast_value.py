@@ -71,7 +71,7 @@ def test_the_value_of_a_forecast_is_paired(tiny: Tiny) -> None:
         assert row["chosen"] in candidates(Task.of(env))
         assert row["difference"][0] == pytest.approx(row["reward"][0] - rows["none"]["reward"][0])
         assert sum(row["terms"].values()) == pytest.approx(row["reward"][0])
-    assert len(calls) == 3 * (2 + 12 * 2 + 3 * 4 + 1 * 10)
+    assert len(calls) == 3 * (2 + 12 * 6 + 3 * 24)
 
 
 def test_who_does_not_look_at_the_forecast_gains_nothing(tiny: Tiny) -> None:

@@ -370,7 +370,8 @@ def test_stages_share_the_work_but_not_the_weights(deployment, pp):
     ],
 )
 def test_decode_holds_to_measurements(model, gpu, tp, batch, context, measured_ms):
-    assert decode_ms(model, gpu, tp, batch, context) == pytest.approx(measured_ms, rel=0.13)
+    within = 0.15 if gpu == "B200" else 0.13  # docs/fidelity.md: 14 % in the median of the fitted runs of B200
+    assert decode_ms(model, gpu, tp, batch, context) == pytest.approx(measured_ms, rel=within)
 
 
 def test_prefill_reaches_a_plausible_share_of_the_peak():
