@@ -58,8 +58,15 @@ def keeps_the_contract(scenario: Scenario, name: str, encoding: str, seed: int) 
     return seen
 
 
-@pytest.mark.parametrize("scenario", scenario_names())
-@pytest.mark.parametrize("name", NAMES)
+PAIRS = [
+    pytest.param(name, scenario, marks=pytest.mark.slow if (i + j) % 3 else ())
+    for i, name in enumerate(NAMES)
+    for j, scenario in enumerate(scenario_names())
+]
+"""Each agent in a third of the scenarios, each scenario with a third of the agents; with all in the long suite."""
+
+
+@pytest.mark.parametrize(("name", "scenario"), PAIRS)
 def test_agents_keep_the_contract_while_slots_fail(name: str, scenario: str) -> None:
     """Some ticks, in which every GPU fails about once."""
     keeps_the_contract(breaking(scenario, name, 40, 40.0), name, "discrete", 0)

@@ -338,7 +338,10 @@ def test_a_network_forecasts_as_it_was_trained(name: str) -> None:
     assert np.std(watts - watts[:1]) > 1  # it does say something
 
 
-@pytest.mark.parametrize("name", LEARNED)
+LONG = ("spiking", "transformer")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in LEARNED])
 def test_a_network_learns_what_a_covariate_announces(name: str) -> None:
     rng = np.random.default_rng(22)
     announced = rng.integers(0, 2, 200).repeat(20).astype(float)
