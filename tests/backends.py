@@ -10,9 +10,11 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -25,6 +27,21 @@ MODEL = "tiny"
 ADMIN = "administration-token-0123"
 CLIENT = "client-token-0123456789"
 Message = dict[str, Any]
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "12345678"}]}
+
+
+@pytest.fixture
+def admin_tokens(tmp_path: Path) -> Path:
+    path = tmp_path / "admin"
+    path.write_text(f"# who may steer\n\n{ADMIN}\n")
+    return path
+
+
+@pytest.fixture
+def client_tokens(tmp_path: Path) -> Path:
+    path = tmp_path / "clients"
+    path.write_text(CLIENT + "\n")
+    return path
 
 
 def until(holds: Callable[[], Any], within_s: float = 10.0) -> Any:

@@ -19,7 +19,19 @@ from starlette.routing import Route
 from llmcluster.deploy.gateway.client import HttpGatewayClient
 from llmcluster.deploy.gateway.config import LimitSpec, TimeoutSpec
 from llmcluster.deploy.gateway.server import serve_app
-from llmcluster.tests.backends import ADMIN, MODEL, Server, call, closing_socket, gateway_over, servers, until
+from llmcluster.tests.backends import (
+    ADMIN,
+    MODEL,
+    Server,
+    admin_tokens,
+    call,
+    closing_socket,
+    gateway_over,
+    servers,
+    until,
+)
+
+__all__ = ["admin_tokens"]
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "How warm is it?"}]}
 Pair = tuple[Server, Server]
@@ -40,13 +52,6 @@ def two(pair: list[Server]) -> Pair:
         server.break_after = server.pause_after = None
         server.hold.set()
     return pair[0], pair[1]
-
-
-@pytest.fixture
-def admin_tokens(tmp_path: Path) -> Path:
-    path = tmp_path / "admin"
-    path.write_text(ADMIN + "\n")
-    return path
 
 
 def openai_at(url: str, **options: Any) -> openai.OpenAI:

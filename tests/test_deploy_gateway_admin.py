@@ -19,31 +19,20 @@ from llmcluster.deploy.readings import ReadingError
 from llmcluster.errors import InputError
 from llmcluster.tests.backends import (
     ADMIN,
+    CHAT,
     CLIENT,
     MODEL,
     Server,
+    admin_tokens,
     bearer,
     call,
+    client_tokens,
     gateway_over,
     servers,
     until,
 )
 
-CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "12345678"}]}
-
-
-@pytest.fixture
-def admin_tokens(tmp_path: Path) -> Path:
-    path = tmp_path / "admin"
-    path.write_text(f"# who may steer\n\n{ADMIN}\n")
-    return path
-
-
-@pytest.fixture
-def client_tokens(tmp_path: Path) -> Path:
-    path = tmp_path / "clients"
-    path.write_text(CLIENT + "\n")
-    return path
+__all__ = ["admin_tokens", "client_tokens"]
 
 
 def counts(made: list[Server]) -> list[int]:

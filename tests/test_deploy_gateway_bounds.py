@@ -11,29 +11,17 @@ import pytest
 from llmcluster.deploy.gateway.client import HttpGatewayClient
 from llmcluster.tests.backends import (
     ADMIN,
+    CHAT,
     CLIENT,
-    MODEL,
+    admin_tokens,
     bearer,
     call,
+    client_tokens,
     gateway_over,
     servers,
 )
 
-CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "12345678"}]}
-
-
-@pytest.fixture
-def admin_tokens(tmp_path: Path) -> Path:
-    path = tmp_path / "admin"
-    path.write_text(f"# who may steer\n\n{ADMIN}\n")
-    return path
-
-
-@pytest.fixture
-def client_tokens(tmp_path: Path) -> Path:
-    path = tmp_path / "clients"
-    path.write_text(CLIENT + "\n")
-    return path
+__all__ = ["admin_tokens", "client_tokens"]
 
 
 def raw(url: str, request: bytes) -> bytes:
